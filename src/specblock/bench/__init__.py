@@ -1,0 +1,6 @@
+"""Measuring methods against plain decoding: prompts, interleaved runs, one report."""
+
+from specblock.bench.prompts import BenchPrompt, load_prompts
+from specblock.bench.runner import run
+
+__all__ = ["BenchPrompt", "load_prompts", "run"]

@@ -1,0 +1,130 @@
+"""``specblock chat``: a conversation at the terminal or from a pipe."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import typer
+
+from specblock.cli import options
+from specblock.cli.support import open_speculator, verb
+from specblock.config import GenerationConfig
+from specblock.errors import SpecBlockError
+
+if TYPE_CHECKING:
+    from specblock.engine.speculator import Speculator
+
+HELP = """\
+/help    show this
+/reset   forget the conversation
+/exit    leave (so does Ctrl-D)
+Ctrl-C stops the answer that is being written."""
+
+
+@verb
+def chat(
+    model: options.Model = options.DEFAULT_MODEL,
+    drafter: options.Drafter = "auto",
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+) -> None:
+    """Talk with the model; /help lists the commands."""
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        seed=seed,
+    )
+    speculator = open_speculator(model, drafter, dtype, device, threads)
+    Conversation(speculator, config, system).run()
+
+
+class Conversation:
+    """The messages so far, and the loop that adds to them."""
+
+    def __init__(self, speculator: Speculator, config: GenerationConfig, system: str | None):
+        self.speculator = speculator
+        self.config = config
+        self.lead = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = list(self.lead)
+        self.at_terminal = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Read and answer until the input ends or /exit."""
+        if self.at_terminal:
+            import readline  # noqa: F401  (arrow keys and history for input())
+
+            typer.secho(HELP, dim=True)
+        while (line := self._read()) is not None:
+            line = line.strip()
+            if line.startswith("/"):
+                if not self._command(line):
+                    return
+            elif line:
+                self._answer(line)
+
+    def _read(self) -> str | None:
+        """The next line; None at the end of the input."""
+        try:
+            return input("> " if self.at_terminal else "")
+        except EOFError:
+            return None
+        except UnicodeDecodeError:
+            raise SpecBlockError("Standard input is not UTF-8 text.") from None
+        except KeyboardInterrupt:
+            if not self.at_terminal:
+                raise
+            typer.echo("\n(/exit leaves)")
+            return ""
+
+    def _command(self, line: str) -> bool:
+        """Carry out a command; False when it is time to leave."""
+        if line in ("/exit", "/quit"):
+            return False
+        if line == "/reset":
+            self.messages = list(self.lead)
+            typer.echo("(forgotten)")
+        elif line == "/help":
+            typer.echo(HELP)
+        else:
+            typer.echo(f"There is no command {line.split()[0]}; /help lists them.", err=True)
+        return True
+
+    def _answer(self, line: str) -> None:
+        self.messages.append({"role": "user", "content": line})
+        said: list[str] = []
+        try:
+            with closing(self.speculator.stream(list(self.messages), self.config)) as chunks:
+                for chunk in chunks:
+                    said.append(chunk.text)
+                    sys.stdout.write(chunk.text)
+                    sys.stdout.flush()
+        except KeyboardInterrupt:
+            typer.echo(" [stopped]", nl=False)
+        except SpecBlockError as error:
+            if not self.at_terminal:
+                raise
+            self.messages.pop()
+            typer.echo(f"{error} (/reset forgets the conversation.)", err=True)
+            return
+        typer.echo()
+        # A stopped answer stays in the conversation as far as it was read.
+        self.messages.append({"role": "assistant", "content": "".join(said)})

@@ -1,0 +1,62 @@
+"""``specblock convert``: a published drafter checkpoint into our own layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specblock.cli.support import verb
+from specblock.errors import ConfigError
+
+
+@verb
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of the published checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    target: Annotated[
+        str | None,
+        typer.Option(help="Its target (name, folder or hub id): tells layers and tokenizer."),
+    ] = None,
+    target_layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of the target, where --target is not given.")
+    ] = None,
+    feature_layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers that the drafter reads, from 0: 1,15,28.", show_default="paper's"
+        ),
+    ] = None,
+) -> None:
+    """Convert a drafter checkpoint of the authors' layout to safetensors."""
+    layers = _layer_list(feature_layers)
+    from specblock.drafters.fingerprint import tokenizer_fingerprint
+    from specblock.drafters.specblock.convert import convert_published, target_layer_count
+    from specblock.target.zoo import load_tokenizer, locate_model
+
+    fingerprint = ""
+    if target is not None:
+        folder = locate_model(target)
+        target_layers = target_layers or target_layer_count(folder)
+        fingerprint = tokenizer_fingerprint(load_tokenizer(folder, target))
+    convert_published(
+        source,
+        out,
+        target_layers=target_layers,
+        feature_layers=layers,
+        tokenizer_fingerprint=fingerprint,
+        target_name=target or "",
+    )
+    typer.echo(f"Wrote {out}: use it with --drafter {out}")
+
+
+def _layer_list(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--feature-layers is a list of numbers such as 1,15,28, not '{text}'."
+        ) from None

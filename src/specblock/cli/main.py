@@ -1,0 +1,50 @@
+"""The ``specblock`` program: the list of its verbs. Heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from specblock.cli.bench import bench
+from specblock.cli.calibrate import calibrate
+from specblock.cli.chat import chat
+from specblock.cli.convert import convert
+from specblock.cli.demo import demo
+from specblock.cli.generate import generate
+
+app = typer.Typer(
+    name="specblock",
+    help="Block-wise speculative decoding: the same tokens as plain decoding, faster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (generate, chat, demo, calibrate, convert, bench):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from specblock import __version__
+
+        typer.echo(f"specblock {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Block-wise speculative decoding: the same tokens as plain decoding, faster."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("specblock").setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Entry point of the ``specblock`` script."""
+    app()

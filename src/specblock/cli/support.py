@@ -1,0 +1,81 @@
+"""What every verb needs: errors in one sentence, the Speculator, text from standard input."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from specblock.errors import SpecBlockError
+
+if TYPE_CHECKING:
+    from specblock.engine.speculator import Speculator
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its exit codes: 2 for what the user can mend, 130 for Ctrl-C."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except SpecBlockError as error:
+            typer.echo(f"specblock: {error}", err=True)
+            raise typer.Exit(USER_ERROR) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader (head, less) has gone: nobody is left to tell, not even Python's own
+            # flush at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+    return guarded
+
+
+def open_speculator(
+    model: str, drafter: str, dtype: str, device: str, threads: int | None
+) -> Speculator:
+    """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that ships."""
+    import specblock
+
+    chosen = None if drafter.lower() == "none" else drafter
+    return specblock.load(model, drafter=chosen, dtype=dtype, device=device, threads=threads)
+
+
+def read_prompt(argument: str | None) -> str:
+    """The prompt from the argument, or from standard input for none or ``-``.
+
+    Raises:
+        SpecBlockError: there is neither, the text is empty, or it is not UTF-8.
+    """
+    text = argument
+    if text is None or text == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise SpecBlockError("There is no prompt: give it as an argument or on standard input.")
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError:
+            raise SpecBlockError("Standard input is not UTF-8 text.") from None
+    if not text.strip():
+        raise SpecBlockError("The prompt is empty: give it as an argument or on standard input.")
+    return text
+
+
+def messages_of(prompt: str, system: str | None) -> list[dict[str, str]]:
+    """A one-turn conversation in chat form."""
+    lead = [] if system is None else [{"role": "system", "content": system}]
+    return [*lead, {"role": "user", "content": prompt}]
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON can say, or null."""
+    if value is None or value != value or value in (float("inf"), float("-inf")):
+        return None
+    return value

@@ -1,0 +1,8 @@
+"""Prompt sets that ship with the program, as paths."""
+
+from pathlib import Path
+
+__all__ = ["DEMO_PROMPTS", "OWN_PROMPTS"]
+
+DEMO_PROMPTS = Path(__file__).parent / "demo_prompts.jsonl"
+OWN_PROMPTS = Path(__file__).parent / "prompts.jsonl"

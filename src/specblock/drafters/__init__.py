@@ -1,0 +1,1 @@
+"""Drafters: one folder per method, all behind the contract of :mod:`specblock.drafters.base`."""

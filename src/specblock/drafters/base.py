@@ -1,0 +1,79 @@
+"""What a drafter is, and what it is told about how much to draft."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from specblock.tree.cost import BudgetController
+from specblock.tree.draft_tree import DraftTree
+from specblock.tree.survival import SurvivalModel
+
+
+class Budget(Protocol):
+    """How much to draft in a round; asked while the tree grows.
+
+    :class:`specblock.tree.cost.BudgetController` answers from measured costs,
+    :class:`FixedBudget` with constants.
+    """
+
+    model: SurvivalModel
+
+    def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
+        """How many of the leaves start a block; float [n], P(the walk ends there), falling."""
+
+    def nodes(self, survival: Tensor, later: Tensor | None = None) -> int:
+        """How many nodes to verify; float [C], P(the walk gets there), falling."""
+
+
+class FixedBudget:
+    """Every leaf the policy allows, and the same number of nodes each round (the paper's rule)."""
+
+    def __init__(self, nodes: int = 60, leaves: int = 28):
+        self.model = SurvivalModel.fresh()
+        self._nodes, self._leaves = nodes, leaves
+
+    def speculate(self) -> bool:
+        return True
+
+    def begin(self) -> None:
+        """Nothing is remembered from the text before."""
+
+    def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
+        return min(self._leaves, max_leaves)
+
+    def nodes(self, survival: Tensor, later: Tensor | None = None) -> int:
+        return min(self._nodes, len(survival))
+
+    def update(self, log_probs: Tensor, rank_classes: Tensor, trials) -> None:
+        """A fixed budget learns nothing."""
+
+    def update_plain(self) -> None:
+        """A fixed budget learns nothing."""
+
+
+class Drafter(Protocol):
+    """Proposes trees from the target's features; never sees the target itself.
+
+    One alignment everywhere: pair i is (features of position i, token i + 1). After a round that
+    accepts a tokens and a bonus exactly a + 1 pairs are observed.
+    """
+
+    feature_layers: tuple[int, ...]  # 0-based; output of decoder layer i
+    max_nodes: int  # no tree has more draft nodes
+
+    def reset(self, capacity: int) -> None:
+        """Start an empty sequence of up to ``capacity`` positions."""
+
+    def prefill(self, features: Tensor, tokens: Tensor) -> None:
+        """The prompt's pairs: ``features [S, F * H]``, ``tokens`` int64 [S]."""
+
+    def propose(self, root_token: int, budget: Budget) -> DraftTree:
+        """A tree that continues ``root_token``, the newest token."""
+
+    def observe(self, features: Tensor, tokens: Tensor) -> None:
+        """The pairs that a round added. Costs nothing: they enter with the next first block."""
+
+
+__all__ = ["Budget", "BudgetController", "Drafter", "FixedBudget"]

@@ -1,0 +1,1 @@
+"""The SpecBlock drafter: K dependent positions per forward, blocks chained into a tree."""

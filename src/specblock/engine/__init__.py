@@ -1,0 +1,1 @@
+"""Rounds of drafting and verification, and the objects a program uses to run them."""

@@ -1,0 +1,217 @@
+"""Measure what a machine takes for the target's and the drafter's forwards, once, and remember.
+
+The result is kept per machine, model, drafter, dtype and thread count, because all of these move
+the numbers: the route of every linear layer, and the cost table that budgets are chosen from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from specblock.drafters.base import Drafter, FixedBudget
+from specblock.engine.rounds import decode
+from specblock.engine.statistics import GenerationStats
+from specblock.storage import cache_folder, write_atomically
+from specblock.target.linear import RouteTable, measure_routes, routed
+from specblock.target.model import Target
+from specblock.tree.cost import CostTable
+from specblock.tree.draft_tree import DraftTree
+from specblock.tree.sampling import SamplingParams
+
+TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+DRAFT_PAIRS = (1, 2, 4, 8)
+DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
+_CONTEXT = 256  # positions in the caches while measuring
+_REPETITIONS = 7
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Routes of the linear layers (target's and drafter's) and the cost table."""
+
+    routes: RouteTable
+    costs: CostTable
+
+    def to_dict(self) -> dict:
+        return {"routes": self.routes.to_dict(), "costs": self.costs.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Calibration:
+        return cls(RouteTable.from_dict(data["routes"]), CostTable.from_dict(data["costs"]))
+
+
+def machine_name() -> str:
+    """The processor's own name, as far as the platform tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: the generic name has to do
+    return platform.processor() or platform.machine()
+
+
+def calibration_key(target: Target, drafter: Drafter | None) -> dict:
+    """Everything the numbers depend on."""
+    device = target.device
+    hardware = machine_name()
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    config = target.config
+    return {
+        "machine": hardware,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "model": [
+            type(target.model).__name__,
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.vocab_size,
+        ],
+        "drafter": None if drafter is None else drafter.shape_name(),
+    }
+
+
+def calibration_path(key: dict, cache_dir: str | Path | None = None) -> Path:
+    """Where the calibration of ``key`` is kept."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_folder(cache_dir) / "calibration" / f"{digest}.json"
+
+
+def load_calibration(
+    target: Target, drafter: Drafter | None, cache_dir: str | Path | None = None
+) -> Calibration | None:
+    """The remembered calibration, or None; a damaged file counts as none."""
+    path = calibration_path(calibration_key(target, drafter), cache_dir)
+    try:
+        return Calibration.from_dict(json.loads(path.read_text(encoding="utf-8"))["calibration"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def calibrate(
+    target: Target,
+    drafter: Drafter | None,
+    *,
+    cache_dir: str | Path | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+    seed: int = 0,
+) -> Calibration:
+    """Measure, put the routes to use, and remember. Takes 10 to 30 seconds for a small model.
+
+    ``on_step`` is told what is being measured.
+    """
+    torch.manual_seed(seed)
+    routes = RouteTable()
+    if target.device.type == "cpu":
+        on_step("matrix products")
+        linears = [*target.linears, *_drafter_linears(drafter)]
+        routes = measure_routes(linears, max_extra_bytes=_spare_memory())
+    use_routes(target, drafter, routes)
+    costs = measure_costs(target, drafter, on_step)
+    calibration = Calibration(routes, costs)
+    key = calibration_key(target, drafter)
+    text = json.dumps({"key": key, "calibration": calibration.to_dict()}, indent=1)
+    write_atomically(calibration_path(key, cache_dir), text)
+    return calibration
+
+
+def use_routes(target: Target, drafter: Drafter | None, routes: RouteTable) -> None:
+    """Let the linear layers of both networks take the measured routes."""
+    target.use_routes(routes)
+    for linear in _drafter_linears(drafter):
+        linear.use(routes)
+
+
+def _drafter_linears(drafter: Drafter | None) -> list:
+    return [] if drafter is None else list(routed(drafter.model))
+
+
+def _spare_memory() -> int:
+    """Half of the memory that is free now."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def measure_costs(
+    target: Target, drafter: Drafter | None, on_step: Callable[[str], None]
+) -> CostTable:
+    """Median seconds of every kind of call, measured in turn over a context of 256 tokens."""
+    length = min(_CONTEXT, target.context_length // 2)
+    prompt = torch.randint(0, target.vocab_size, (length,), device=target.device)
+    target.reset(length + TARGET_ROWS[-1])
+    features = target.prefill(prompt).features
+    on_step("the target over 1 to 96 nodes")
+    trees = {rows: _chain(rows, target) for rows in TARGET_ROWS}
+    verify = _medians({rows: _call(target.verify, tree) for rows, tree in trees.items()}, target)
+    if drafter is None:
+        return CostTable(verify)
+    on_step("the drafter's blocks")
+    first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
+    draft_first, draft_next = _medians(first, target), _medians(later, target)
+    on_step("whole rounds")
+    table = CostTable(verify, draft_first, draft_next)
+    return CostTable(verify, draft_first, draft_next, _overhead(target, drafter, prompt, table))
+
+
+def _call(function: Callable, *arguments) -> Callable[[], None]:
+    return lambda: function(*arguments)
+
+
+def _chain(rows: int, target: Target) -> DraftTree:
+    """A chain of ``rows`` nodes: verification costs the same for every shape of tree."""
+    index = torch.arange(rows, device=target.device)
+    zero = torch.zeros(rows, device=target.device)
+    return DraftTree(index, index - 1, index, zero, zero, torch.zeros_like(index))
+
+
+def _medians(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
+    """Median seconds per call; all calls in turn, so that a drifting clock hits all alike."""
+    seconds: dict[int, list[float]] = {size: [] for size in calls}
+    for repetition in range(_REPETITIONS + 1):
+        for size, call in calls.items():
+            _synchronise(target)
+            started = time.perf_counter()
+            call()
+            _synchronise(target)
+            if repetition:  # the first pass warms up
+                seconds[size].append(time.perf_counter() - started)
+    return {size: sorted(times)[len(times) // 2] for size, times in seconds.items()}
+
+
+def _synchronise(target: Target) -> None:
+    if target.device.type == "cuda":
+        torch.cuda.synchronize(target.device)
+
+
+def _overhead(target: Target, drafter: Drafter, prompt: torch.Tensor, costs: CostTable) -> float:
+    """What a speculating round takes beyond its forwards, more than a plain round does."""
+    nodes, leaves, rounds = 8, 2, 12
+    beyond = []
+    for speculate in (True, False):
+        stats = GenerationStats()
+        budget = FixedBudget(nodes, leaves) if speculate else None
+        used = drafter if speculate else None
+        seconds, before = [], 0.0
+        for _ in decode(target, used, budget, prompt.tolist(), SamplingParams(), 512, stats):
+            if stats.rounds:
+                seconds.append(stats.seconds - before)
+            before = stats.seconds
+            if stats.rounds >= rounds:
+                break
+        own = costs.target_seconds(1)
+        if speculate:
+            own = costs.round_seconds(1, (leaves,), nodes)
+        beyond.append(sorted(seconds)[len(seconds) // 2] - own)
+    return max(0.0, beyond[0] - beyond[1])

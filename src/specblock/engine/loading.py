@@ -1,0 +1,139 @@
+"""From names to a :class:`Speculator`: model, drafter, routes, costs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from specblock.drafters.base import BudgetController, FixedBudget
+from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
+from specblock.drafters.specblock.checkpoint import load_checkpoint
+from specblock.drafters.specblock.config import SpecBlockConfig
+from specblock.drafters.specblock.drafter import SpecBlockDrafter
+from specblock.engine.calibrate import calibrate as measure
+from specblock.engine.calibrate import load_calibration, use_routes
+from specblock.engine.speculator import Speculator
+from specblock.errors import ConfigError
+from specblock.target.linear import route_linears
+from specblock.target.model import Target, text_config
+from specblock.target.zoo import load_model
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+_log = logging.getLogger("specblock")
+
+
+def load(
+    model: str = DEFAULT_MODEL,
+    drafter: str | Path | None = "auto",
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+    budget: str = "measured",
+    blocks: int = 2,
+    calibrate: bool = True,
+    cache_dir: str | Path | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Speculator:
+    """A model that generates faster with the same output.
+
+    Args:
+        model: name of the embedded model, a Hugging Face id, or a folder.
+        drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
+            decodes plainly for others; None decodes plainly.
+        dtype: float32, bfloat16, float16 or auto. device: cpu, cuda, cuda:1, ...
+        threads: CPU threads; None leaves PyTorch's setting.
+        budget: ``"measured"`` chooses leaves and nodes from this machine's measured costs;
+            ``"fixed"`` is the paper's rule, 60 nodes every round.
+        blocks: generations of blocks a round (2 in the paper).
+        calibrate: measure costs at the first load on a machine (10 to 30 s) if none are known.
+        on_step: is told what a long step is doing.
+
+    Raises :class:`specblock.errors.SpecBlockError` with one sentence if anything does not fit.
+    """
+    if budget not in ("measured", "fixed"):
+        raise ConfigError(f"budget must be 'measured' or 'fixed', not {budget!r}.")
+    if blocks < 1:
+        raise ConfigError(f"blocks must be at least 1, not {blocks}.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    on_step("loading the model")
+    network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
+    return assemble(
+        network, tokenizer, find_drafter(model, drafter), budget=budget, blocks=blocks,
+        calibrate=calibrate, cache_dir=cache_dir, on_step=on_step,
+    )
+
+
+def assemble(
+    network,
+    tokenizer,
+    folder: Path | None,
+    *,
+    budget: str = "measured",
+    blocks: int = 2,
+    calibrate: bool = True,
+    cache_dir: str | Path | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Speculator:
+    """A :class:`Speculator` around a model that is loaded already; see :func:`load`."""
+    drafter = None
+    layers: tuple[int, ...] = ()
+    if folder is not None:
+        drafter = load_drafter(folder, network, tokenizer, blocks=blocks)
+        layers = drafter.feature_layers
+    target = Target(network, layers)
+    known = load_calibration(target, drafter, cache_dir)
+    if known is None and calibrate:
+        known = measure(target, drafter, cache_dir=cache_dir, on_step=on_step)
+    elif known is not None:
+        use_routes(target, drafter, known.routes)
+    chosen = None
+    if drafter is not None:
+        if budget == "measured" and known is not None:
+            chosen = BudgetController(known.costs)
+        else:
+            chosen = FixedBudget()
+    return Speculator(target, tokenizer, drafter, chosen, None if known is None else known.costs)
+
+
+def find_drafter(model: str, drafter: str | Path | None) -> Path | None:
+    """The folder of the drafter asked for; None for plain decoding."""
+    if drafter is None or drafter == "none":
+        return None
+    if drafter != "auto":
+        return Path(drafter)
+    if model.rsplit("/", 1)[-1].lower() == DEFAULT_MODEL:
+        shipped = Path(str(resources.files("specblock") / "weights" / DEFAULT_MODEL))
+        if (shipped / "config.json").is_file():
+            return shipped
+    _log.warning("There is no shipped drafter for %s: decoding plainly.", model)
+    return None
+
+
+def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2) -> SpecBlockDrafter:
+    """A drafter for ``network``; raises :class:`CheckpointError` where it does not fit."""
+    config = SpecBlockConfig.load(folder)
+    target = text_config(network)
+    check_fits(
+        config,
+        hidden_size=target.hidden_size,
+        vocab_size=target.vocab_size,
+        target_layers=target.num_hidden_layers,
+        fingerprint=tokenizer_fingerprint(tokenizer),
+        target_name=getattr(network, "name_or_path", ""),
+    )
+    model = load_checkpoint(
+        folder,
+        embeddings=network.get_input_embeddings().weight,
+        target_head=network.get_output_embeddings().weight,
+        dtype=network.dtype,
+        device=network.device,
+    )
+    if network.device.type == "cpu":
+        route_linears(model)
+    return SpecBlockDrafter(model, blocks=blocks)

@@ -1,0 +1,120 @@
+"""The decoding loop: draft a tree, verify it in one forward, keep what the target drew.
+
+Plain decoding is the same loop with a tree of the root alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from specblock.drafters.base import Budget, Drafter
+from specblock.engine.statistics import GenerationStats
+from specblock.errors import ContextError
+from specblock.target.model import Target
+from specblock.tree.accept import accept
+from specblock.tree.draft_tree import DraftTree
+from specblock.tree.sampling import SamplingParams, draw
+
+
+def decode(
+    target: Target,
+    drafter: Drafter | None,
+    budget: Budget | None,
+    prompt: list[int],
+    params: SamplingParams,
+    max_new_tokens: int,
+    stats: GenerationStats,
+) -> Iterator[list[int]]:
+    """Yield the new tokens round by round, the prefill's first token to begin with.
+
+    Ends when ``max_new_tokens`` have been yielded or the target's context is full; the caller
+    stops earlier by closing the iterator. ``stats`` is filled in as it goes.
+
+    Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token.
+    """
+    _check(prompt, target)
+    clock = time.perf_counter
+    started = clock()
+    room = min(max_new_tokens, target.context_length - len(prompt))
+    nodes = drafter.max_nodes if drafter else 0
+    context = list(prompt)
+    stats.prompt_tokens = len(prompt)
+    root = _prefill(target, drafter, context, params, len(prompt) + room + nodes + 1)
+    if budget is not None:
+        budget.begin()
+    stats.prefill_seconds = clock() - started
+    stats.new_tokens, stats.seconds = 1, stats.prefill_seconds
+    yield [root]
+    while stats.new_tokens < room:
+        begun = clock()
+        speculating = drafter is not None and budget.speculate()
+        if speculating:
+            tree = drafter.propose(context[-1], budget)
+        else:
+            tree = DraftTree.root_only(context[-1], device=target.device)
+        drafted = clock()
+        output = target.verify(tree)
+        accepted = accept(tree, output.logits, params, context, len(prompt), len(context))
+        verified = clock()
+        path = torch.tensor(accepted.path, device=target.device)
+        target.commit(path)
+        if drafter is not None:
+            tokens = torch.tensor(accepted.tokens, device=target.device)
+            drafter.observe(output.features[path], tokens)
+            if speculating:
+                budget.update(tree.log_probs, tree.rank_classes, accepted.trials)
+            else:
+                budget.update_plain()
+        context += accepted.tokens
+        stats.record(len(accepted.tokens), tree.num_draft)
+        fresh = accepted.tokens[: room - stats.new_tokens]
+        stats.new_tokens += len(fresh)
+        stats.draft_seconds += drafted - begun
+        stats.verify_seconds += verified - drafted
+        stats.seconds += clock() - begun
+        yield fresh
+
+
+def _check(prompt: list[int], target: Target) -> None:
+    if not prompt:
+        raise ContextError("The prompt is empty; give at least one token.")
+    if len(prompt) >= target.context_length:
+        raise ContextError(
+            f"The prompt has {len(prompt)} tokens and the model's context holds "
+            f"{target.context_length}: nothing can follow; shorten the prompt."
+        )
+
+
+def _prefill(
+    target: Target,
+    drafter: Drafter | None,
+    context: list[int],
+    params: SamplingParams,
+    capacity: int,
+) -> int:
+    """Fill the target's cache with the prompt, draw the first token, tell the drafter."""
+    target.reset(capacity)
+    ids = torch.tensor(context, device=target.device)
+    output = target.prefill(ids)
+    root = draw(output.logits, params, context, len(context), len(context))
+    context.append(root)
+    if drafter is not None:
+        drafter.reset(capacity)
+        following = torch.cat((ids[1:], ids.new_tensor([root])))
+        drafter.prefill(output.features, following)
+    return root
+
+
+def plain_logits(target: Target, ids: list[int]) -> Tensor:
+    """The target's logits ``[V]`` after ``ids``, as plain decoding sees them (one row at the end).
+
+    For judging a divergence: the last token is fed alone, by the kernels plain decoding takes.
+    """
+    target.reset(len(ids) + 1)
+    if len(ids) > 1:
+        target.prefill(torch.tensor(ids[:-1], device=target.device))
+    return target.verify(DraftTree.root_only(ids[-1], device=target.device)).logits[0]

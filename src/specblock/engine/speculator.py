@@ -1,0 +1,182 @@
+"""The object a program holds: a target, maybe a drafter, and how to generate with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from specblock.config import GenerationConfig
+from specblock.drafters.base import Budget, Drafter
+from specblock.engine.rounds import decode
+from specblock.engine.statistics import GenerationStats
+from specblock.engine.text import TextStream
+from specblock.errors import ContextError
+from specblock.target.model import Target
+from specblock.tree.cost import CostTable
+
+Prompt = str | list[dict[str, str]] | list[int] | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a generation: new ``text`` and ``token_ids``; the last has a ``finish_reason``.
+
+    Text lags behind tokens where a character or a stop string may be incomplete.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+    stats: GenerationStats
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished generation. ``token_ids`` are the new tokens, an end-of-turn token included;
+    ``finish_reason`` is ``"stop"`` (end token or stop string) or ``"length"``."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    stats: GenerationStats
+
+
+class Speculator:
+    """Generates with a target and a drafter; the output is the target's alone.
+
+    Args:
+        target: the model being accelerated.
+        tokenizer: its tokenizer, with a chat template for conversations.
+        drafter: None decodes plainly.
+        budget: how much to draft; required with a drafter.
+        costs: the measured cost table, if there is one.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        tokenizer,
+        drafter: Drafter | None = None,
+        budget: Budget | None = None,
+        costs: CostTable | None = None,
+    ):
+        if drafter is not None and budget is None:
+            raise ValueError("a drafter needs a budget")
+        self.target, self.tokenizer = target, tokenizer
+        self.drafter, self.budget, self.costs = drafter, budget, costs
+
+    def generate(
+        self,
+        prompt: Prompt,
+        generation_config: GenerationConfig | None = None,
+        *,
+        use_drafter: bool = True,
+        **settings,
+    ) -> Generation:
+        """Generate to the end. ``settings`` override single fields of ``generation_config``.
+
+        Args:
+            prompt: text (put into the chat template as a user turn), messages, or token ids
+                (taken as they are).
+
+        Raises:
+            ContextError: the prompt is empty or too long. ConfigError: a setting is wrong.
+        """
+        text, ids, last = [], [], None
+        for chunk in self.stream(prompt, generation_config, use_drafter=use_drafter, **settings):
+            text.append(chunk.text)
+            ids += chunk.token_ids
+            last = chunk
+        return Generation(
+            "".join(text), ids, last.finish_reason, last.stats.prompt_tokens, last.stats
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        generation_config: GenerationConfig | None = None,
+        *,
+        use_drafter: bool = True,
+        **settings,
+    ) -> Iterator[Chunk]:
+        """Like :meth:`generate`, round by round."""
+        config = generation_config or GenerationConfig()
+        config = config.replace(**settings) if settings else config
+        ids = self.encode(prompt)
+        drafter = self.drafter if use_drafter else None
+        stats = GenerationStats()
+        rounds = decode(
+            self.target,
+            drafter,
+            self.budget,
+            ids,
+            config.sampling(),
+            config.max_new_tokens,
+            stats,
+        )
+        ends = frozenset() if config.ignore_eos else self._end_tokens(config)
+        return self._chunks(rounds, TextStream(self.tokenizer, config.stop_strings), ends, stats)
+
+    def _chunks(
+        self,
+        rounds: Iterator[list[int]],
+        text: TextStream,
+        ends: frozenset[int],
+        stats: GenerationStats,
+    ) -> Iterator[Chunk]:
+        reason = None
+        for tokens in rounds:
+            end = next((place for place, token in enumerate(tokens) if token in ends), None)
+            if end is not None:
+                stats.new_tokens -= len(tokens) - end - 1
+                tokens, reason = tokens[: end + 1], "stop"
+            piece, used = text.push_until_stop(tokens)
+            if piece.stopped:
+                stats.new_tokens -= len(tokens) - used
+                tokens, reason = tokens[:used], "stop"
+            if reason is not None:
+                tail = "" if piece.stopped else text.flush()
+                yield Chunk(piece.text + tail, tokens, reason, stats)
+                return
+            yield Chunk(piece.text, tokens, None, stats)
+        yield Chunk(text.flush(), [], "length", stats)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt. Raises :class:`ContextError` if it is empty."""
+        if isinstance(prompt, torch.Tensor):
+            prompt = prompt.flatten().tolist()
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise ContextError("The prompt is empty; write something to answer.")
+            prompt = [{"role": "user", "content": prompt}]
+        if prompt and isinstance(prompt[0], dict):
+            if not self.tokenizer.chat_template:
+                raise ContextError(
+                    "This model has no chat template; give plain text with --raw, or token ids."
+                )
+            rendered = self.tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+            prompt = rendered["input_ids"]
+        if not prompt:
+            raise ContextError("The prompt is empty; write something to answer.")
+        vocabulary = self.target.vocab_size
+        wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise ContextError(
+                f"Token id {wrong} is outside the model's vocabulary of {vocabulary}; "
+                "encode the prompt with this model's tokenizer."
+            )
+        return list(prompt)
+
+    def _end_tokens(self, config: GenerationConfig) -> frozenset[int]:
+        if config.eos_token_id is not None:
+            return frozenset(config.eos_token_id)
+        ends = self.target.model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
+            ends.append(self.tokenizer.eos_token_id)
+        return frozenset(ends)

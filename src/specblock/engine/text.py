@@ -1,0 +1,78 @@
+"""Token ids to text as they come: whole characters only, and stop strings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_REPLACEMENT = "�"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New text that is certain, and whether a stop string ended the generation."""
+
+    text: str
+    stopped: bool
+
+
+class TextStream:
+    """Turns growing token ids into text pieces.
+
+    Holds back bytes that are not a character yet, and text that may be the beginning of a stop
+    string. The stop string itself is not part of the text.
+    """
+
+    def __init__(self, tokenizer, stop_strings: tuple[str, ...] = ()):
+        self._tokenizer, self._stops = tokenizer, stop_strings
+        self._ids: list[int] = []
+        self._sent = 0
+        self.text = ""
+
+    def push(self, ids: list[int]) -> Piece:
+        """Add tokens; returns what may be shown now."""
+        self._ids += ids
+        self.text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        cut = self._first_stop()
+        if cut is not None:
+            self.text = self.text[:cut]
+            return Piece(self._take(len(self.text)), True)
+        safe = len(self.text) - self._unfinished()
+        return Piece(self._take(safe), False)
+
+    def push_until_stop(self, ids: list[int]) -> tuple[Piece, int]:
+        """Add tokens up to the one that completes a stop string; how many of them were used.
+
+        Plain decoding would have stopped at that token, so a round must not go past it.
+        """
+        if not self._stops:
+            return self.push(ids), len(ids)
+        shown = []
+        for used, token in enumerate(ids, 1):
+            piece = self.push([token])
+            shown.append(piece.text)
+            if piece.stopped:
+                break
+        return Piece("".join(shown), piece.stopped), used
+
+    def flush(self) -> str:
+        """What was held back, at the end of the generation."""
+        return self._take(len(self.text))
+
+    def _take(self, upto: int) -> str:
+        piece = self.text[self._sent : max(upto, self._sent)]
+        self._sent = max(upto, self._sent)
+        return piece
+
+    def _first_stop(self) -> int | None:
+        found = [self.text.find(stop) for stop in self._stops]
+        return min((place for place in found if place >= 0), default=None)
+
+    def _unfinished(self) -> int:
+        """How many characters at the end are not certain yet."""
+        tail = len(self.text) - len(self.text.rstrip(_REPLACEMENT))
+        for stop in self._stops:
+            for length in range(min(len(stop) - 1, len(self.text)), tail, -1):
+                if self.text.endswith(stop[:length]):
+                    tail = length
+                    break
+        return tail

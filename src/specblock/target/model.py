@@ -1,0 +1,219 @@
+"""The model being accelerated: any decoder-only causal LM of transformers, unmodified.
+
+Everything enters through public interfaces: a 4-D attention mask, explicit position ids, a
+``Cache`` subclass, ``logits_to_keep``; features leave through forward hooks on decoder layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from specblock.errors import ContextError, ModelError
+from specblock.target import attention, masks
+from specblock.target.cache import PathCache
+from specblock.target.linear import RoutedLinear, RouteTable, route_linears, routed
+
+if TYPE_CHECKING:
+    from specblock.tree.draft_tree import DraftTree
+
+
+@dataclass(frozen=True)
+class TargetOutput:
+    """What one forward gives: ``logits [rows, V]`` and ``features [rows, F * H]``."""
+
+    logits: Tensor
+    features: Tensor
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a causal LM, outermost first."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    layers = getattr(decoder, "layers", None)
+    count = text_config(model).num_hidden_layers
+    if not isinstance(layers, nn.ModuleList) or len(layers) != count:
+        raise ModelError(
+            f"{type(model).__name__} does not expose its {count} decoder layers as `.layers`; "
+            "use a decoder-only causal language model."
+        )
+    return layers
+
+
+def text_config(model: nn.Module):
+    """The configuration of the text decoder (multimodal models nest it)."""
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+class FeatureTap:
+    """Collects the outputs of named decoder layers during one forward.
+
+    ``layers`` are 0-based indices i with the convention *output of decoder layer i*, which is
+    ``hidden_states[i + 1]`` in transformers' numbering.
+    """
+
+    def __init__(self, model: nn.Module, layers: tuple[int, ...]):
+        modules = decoder_layers(model)
+        wrong = [i for i in layers if not 0 <= i < len(modules)]
+        if wrong:
+            raise ModelError(
+                f"Feature layers {wrong} do not exist: the target has layers 0 to "
+                f"{len(modules) - 1}. Use a drafter trained for this target."
+            )
+        self.layers = layers
+        self._outputs: dict[int, Tensor] = {}
+        self._handles = [modules[i].register_forward_hook(self._hook(i)) for i in set(layers)]
+
+    def _hook(self, index: int):
+        def keep(_module, _inputs, output):
+            self._outputs[index] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    def take(self) -> Tensor | None:
+        """The features ``[batch, rows, F * H]`` of the last forward; None without layers."""
+        if not self.layers:
+            return None
+        return torch.cat([self._outputs[i] for i in self.layers], dim=-1)
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class Target:
+    """A causal LM with a cache that keeps an accepted path and drops the rest.
+
+    Args:
+        model: ``PreTrainedModel`` with a language-model head, in eval mode.
+        feature_layers: 0-based decoder layers whose outputs the drafter reads.
+        prefill_chunk: prompt positions per forward.
+
+    Raises :class:`ModelError` if the architecture cannot verify a tree.
+    """
+
+    def __init__(self, model: nn.Module, feature_layers: tuple[int, ...] = (), prefill_chunk=512):
+        self.model = model.eval()
+        self.config = text_config(model)
+        self.kinds = masks.attention_kinds(self.config)
+        self.window = getattr(self.config, "sliding_window", None)
+        self.prefill_chunk = prefill_chunk
+        self._tap = FeatureTap(model, tuple(feature_layers))
+        self._select_attention()
+        self.linears: list[RoutedLinear] = list(routed(model))
+        if self.device.type == "cpu" and not self.linears:
+            self.linears = route_linears(model)
+        self.cache: PathCache | None = None
+
+    def _select_attention(self) -> None:
+        if self.model.config._attn_implementation == "sdpa":
+            self.model.set_attn_implementation(attention.register())
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        return self._tap.layers
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return getattr(self.config, "max_position_embeddings", None) or 1 << 30
+
+    @property
+    def length(self) -> int:
+        """Positions in the cache."""
+        return 0 if self.cache is None else self.cache.length
+
+    def use_routes(self, table: RouteTable) -> None:
+        """Let every linear layer take the measured best kernel."""
+        for linear in self.linears:
+            linear.use(table)
+
+    def reset(self, capacity: int) -> None:
+        """Start an empty sequence with room for ``capacity`` positions, tree nodes included."""
+        if self.cache is not None and self.cache.capacity >= capacity:
+            self.cache.crop_to(0)
+            return
+        self.cache = PathCache(self.config.num_hidden_layers, capacity)
+
+    @torch.inference_mode()
+    def prefill(self, ids: Tensor) -> TargetOutput:
+        """Append and commit ``ids`` (int64 [S]); logits of the last one, features of all.
+
+        Raises :class:`ContextError` if they do not fit the context.
+        """
+        if self.length + ids.numel() > self.context_length:
+            raise ContextError(
+                f"The prompt has {self.length + ids.numel()} tokens, the model's context holds "
+                f"{self.context_length}; shorten the prompt."
+            )
+        features = []
+        for chunk in ids.split(self.prefill_chunk):
+            rows, length = chunk.numel(), self.length
+            positions = torch.arange(length, length + rows, device=self.device)
+            visible = masks.chain_mask(rows, length, self.device)
+            logits, hidden = self._forward(chunk, positions, visible, keep=1)
+            self.cache.advance(rows)
+            features.append(hidden)
+        features = torch.cat(features) if self.feature_layers else logits.new_zeros(ids.numel(), 0)
+        return TargetOutput(logits[-1], features)
+
+    @torch.inference_mode()
+    def verify(self, tree: DraftTree) -> TargetOutput:
+        """Logits ``[N + 1, V]`` and features of every node, in one forward; commits nothing."""
+        positions = tree.positions(self.length)
+        visible = None
+        if len(tree) > 1 or self._window_hides(len(tree)):
+            visible = masks.tree_mask(tree.ancestor_mask(), self.length)
+        logits, features = self._forward(tree.tokens, positions, visible, keep=0)
+        return TargetOutput(logits, features)
+
+    @torch.inference_mode()
+    def commit(self, path: Tensor) -> None:
+        """Keep the nodes ``path`` (int64 [a + 1], root first) of the last verified tree."""
+        self.cache.keep(path)
+
+    def _forward(
+        self, ids: Tensor, positions: Tensor, visible: Tensor | None, keep: int
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.length + ids.numel() > self.cache.capacity:
+            raise ContextError(
+                f"{self.length + ids.numel()} positions do not fit the cache of "
+                f"{self.cache.capacity}; reset the target with a larger capacity."
+            )
+        output = self.model(
+            input_ids=ids[None],
+            attention_mask=self._model_mask(visible, positions),
+            position_ids=positions[None],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        features = self._tap.take()
+        return output.logits[0], None if features is None else features[0]
+
+    def _window_hides(self, rows: int) -> bool:
+        """Whether a window hides part of the context, so that even one row needs a mask."""
+        sliding = masks.SLIDING in self.kinds and self.window is not None
+        return sliding and self.length + rows > self.window
+
+    def _model_mask(self, visible: Tensor | None, positions: Tensor):
+        if visible is None:
+            return None
+        built = masks.build_masks(
+            visible, positions, self.length, self.kinds, self.window, self.dtype
+        )
+        return built if len(built) > 1 else next(iter(built.values()))

@@ -1,0 +1,174 @@
+"""A drafter that drafts before its first gradient step.
+
+The target's last L layers turn the input of the first of them into the next token. If the
+drafter's layers are copies of these, all its input layer has to do is guess that input at the
+*next* position from what is known at this one. That guess is linear regression:
+
+1. ``condition_proj``: ridge regression of the guess on the normed features and token embedding;
+   its feature part becomes the projection.
+2. ``fuse``: the same regression on the projected, normed condition and the token, with the
+   constant carried by the slot queries.
+3. slots k >= 1: what a regression on the input k positions further on adds to that of slot 0,
+   cut to ``slot_rank`` directions, the ones that move the guess most.
+
+The shift starts as (identity, 0); norm and head are the target's; the sink entry is the first
+token's own hidden state. Only targets whose layers have the drafter's shape can lend them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.errors import CheckpointError
+from specblock.target.model import decoder_layers
+from specblock.training.features import Sequence
+
+_LAYER_KEYS = (
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+)
+
+
+def copy_target_layers(drafter: SpecBlockModel, target: nn.Module) -> None:
+    """Give the drafter the target's last layers, final norm, head rows and embeddings.
+
+    Raises :class:`CheckpointError` if the target's layers hold anything the drafter's lack.
+    """
+    layers = decoder_layers(target)
+    first = len(layers) - len(drafter.layers)
+    for own, lent in zip(drafter.layers, layers[first:], strict=True):
+        state = lent.state_dict()
+        if set(state) != set(_LAYER_KEYS):
+            odd = ", ".join(sorted(set(state) ^ set(_LAYER_KEYS)))
+            raise CheckpointError(
+                f"The target's layers cannot be copied into the drafter (they differ in {odd}); "
+                "train from scratch with warm_start: false."
+            )
+        own.load_state_dict({key: value.float() for key, value in state.items()})
+    attach_target(drafter, target)
+    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
+
+
+@torch.no_grad()
+def attach_target(drafter: SpecBlockModel, target: nn.Module) -> None:
+    """Fill the embeddings, and the head where it is the target's, from the target."""
+    drafter.input_layer.embed_tokens.weight.copy_(target.get_input_embeddings().weight)
+    drafter.lm_head.weight.copy_(target.get_output_embeddings().weight[drafter.t2d])
+
+
+def unit(x: Tensor) -> Tensor:
+    """Every row scaled to root-mean-square 1, fp32."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class Ridge:
+    """Accumulates X'X and X'Y; solves for the ridge regression Y ~ X."""
+
+    def __init__(self, inputs: int, outputs: int):
+        self.xx = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self.xy = torch.zeros(inputs, outputs, dtype=torch.float64)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        self.xx += x.t() @ x
+        self.xy += x.t() @ y
+
+    def solve(self, strength: float) -> Tensor:
+        """Weights ``[outputs, inputs]``; ``strength`` is relative to the mean of the diagonal."""
+        ridge = strength * self.xx.diagonal().mean() * torch.eye(len(self.xx), dtype=torch.float64)
+        return torch.linalg.solve(self.xx + ridge, self.xy).t().float()
+
+
+def _rows(sequence: Sequence, drafter: SpecBlockModel) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Normed features, normed token embeddings and, per slot, the guess's truth, at all pairs.
+
+    The guess of slot k at pair i is the top feature at position i + 1 + k; pairs too close to the
+    end have none and are left out, so every slot sees the same rows.
+    """
+    config = drafter.config
+    size, slots = config.hidden_size, config.block_size
+    count = sequence.tokens.numel() - slots
+    features = sequence.features.float().unflatten(-1, (-1, size))
+    inputs = unit(features[:count]).flatten(1)
+    tokens = unit(drafter.input_layer.embed_tokens.weight[sequence.tokens[:count]])
+    top = unit(features[:, -1])
+    return inputs, tokens, [top[1 + k : 1 + k + count] for k in range(slots)]
+
+
+@torch.no_grad()
+def fit_input_layer(
+    drafter: SpecBlockModel, sequences: Iterable[Sequence], *, strength: float = 1e-4
+) -> None:
+    """Steps 1 to 3 of the module's text, in two passes over ``sequences``."""
+    config, layer = drafter.config, drafter.input_layer
+    size, slots = config.hidden_size, config.block_size
+    count = len(config.feature_layers)
+    sequences = [s for s in sequences if s.tokens.numel() > slots]
+    scale = _typical_scale(sequences, size)
+    first = Ridge((count + 1) * size + 1, size)
+    for sequence in sequences:
+        inputs, tokens, truths = _rows(sequence, drafter)
+        ones = torch.ones(len(inputs), 1)
+        first.add(torch.cat((inputs, tokens, ones), dim=1), truths[0])
+    layer.condition_proj.weight.copy_(first.solve(strength)[:, : count * size])
+    second = Ridge(2 * size + 1, slots * size)
+    for sequence in sequences:
+        inputs, tokens, truths = _rows(sequence, drafter)
+        condition = unit(inputs @ layer.condition_proj.weight.t())
+        ones = torch.ones(len(inputs), 1)
+        second.add(torch.cat((condition, tokens, ones), dim=1), torch.cat(truths, dim=1))
+    solved = scale * second.solve(strength).unflatten(0, (slots, size))  # [K, H, 2H + 1]
+    _install(drafter, solved, second.xx[:-1, :-1].float())
+
+
+def _install(drafter: SpecBlockModel, solved: Tensor, moments: Tensor) -> None:
+    config, layer = drafter.config, drafter.input_layer
+    width = 2 * config.hidden_size
+    layer.fuse.weight[:, :width] = solved[0, :, :width]
+    queries = layer.query_norm(layer.position_queries.weight)  # [K, H], nearly orthogonal
+    constants = solved[:, :, width]  # [K, H]
+    layer.fuse.weight[:, width:] = (torch.linalg.pinv(queries) @ constants).t()
+    for slot in range(1, config.block_size if config.slot_rank else 1):
+        extra = solved[slot, :, :width] - solved[0, :, :width]
+        covariance = extra @ moments @ extra.t()
+        basis = torch.linalg.eigh(covariance).eigenvectors[:, -config.slot_rank :]
+        low, high = (slot - 1) * config.slot_rank, slot * config.slot_rank
+        layer.slot_up[slot - 1] = basis
+        layer.slot_down[low:high] = basis.t() @ extra
+
+
+def _typical_scale(sequences: list[Sequence], size: int) -> float:
+    """Median root-mean-square of the top feature: the residual stream's scale at that layer."""
+    tops = torch.cat([s.features[1:, -size:].float().square().mean(-1).sqrt() for s in sequences])
+    return tops.median().item()
+
+
+@torch.no_grad()
+def start_shift_as_identity(drafter: SpecBlockModel) -> None:
+    size = drafter.config.hidden_size
+    for shift in drafter.shift_proj:
+        shift.weight.zero_()
+        shift.weight[:, :size] = torch.eye(size)
+
+
+@torch.no_grad()
+def warm_start(drafter: SpecBlockModel, target: nn.Module, sequences: list[Sequence]) -> None:
+    """Start ``drafter`` in closed form from ``target`` and a few thousand answer tokens."""
+    copy_target_layers(drafter, target)
+    start_shift_as_identity(drafter)
+    fit_input_layer(drafter, sequences)
+    if drafter.config.sink:
+        size = drafter.config.hidden_size
+        first = [sequence.features[0, -size:].float() for sequence in sequences]
+        drafter.sink.copy_(torch.stack(first).mean(0))

@@ -1,0 +1,1 @@
+"""Draft trees: how they grow, which path of one the target accepts, and what one costs."""

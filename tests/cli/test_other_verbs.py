@@ -1,0 +1,170 @@
+"""Demo, bench, calibrate, convert, and the program itself."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from specblock.bench import load_prompts
+from specblock.cli.side_by_side import LiveDisplay
+from specblock.data import DEMO_PROMPTS, OWN_PROMPTS
+
+VERBS = ("generate", "chat", "demo", "calibrate", "convert", "bench")
+
+
+def test_help_lists_the_verbs_and_loads_nothing_heavy():
+    code = (
+        "import sys; from specblock.cli.main import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in VERBS:
+        assert verb in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(run, verb):
+    assert run(verb, "--help").exit_code == 0
+
+
+def test_version(run, monkeypatch):
+    import specblock
+
+    monkeypatch.setattr(specblock, "__version__", "9.9", raising=False)
+    assert run("--version").stdout == "specblock 9.9\n"
+
+
+def test_usage_errors_exit_2(run):
+    assert run("generate", "x", "--no-such-option").exit_code == 2
+    assert run("dance").exit_code == 2
+
+
+def test_demo_on_a_pipe(fake, run):
+    result = run("demo", "--limit", "2", "--max-new-tokens", "6")
+    assert result.exit_code == 0, result.output
+    assert "[1/2]" in result.stdout
+    assert "[2/2]" in result.stdout
+    assert "Identical token for token: yes." in result.stdout
+    assert "2.00 times as fast" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_demo_names_a_difference(fake, run):
+    fake.alter = lambda ids, finish: ([*ids[:2], 0, *ids[3:]], finish)
+    result = run("demo", "--limit", "1", "--max-new-tokens", "6")
+    assert "Identical token for token: no." in result.stdout
+    assert "demo-1 differs at token 2: bug, margin 5" in result.stdout
+
+
+def test_demo_needs_a_drafter(fake, run):
+    result = run("demo", "--drafter", "none")
+    assert result.exit_code == 2
+    assert "choose a drafter" in result.stderr
+
+
+def test_live_display_draws_two_columns(fake):
+    out = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with LiveDisplay(out, 1) as display:
+        display.question_starts("What [is] it?")
+        for use_drafter in (True, False):
+            display.answer_starts(use_drafter)
+            display.answer_grows("It is [bold] text", 4)
+            display.live.refresh()
+            display.answer_ends(fake.generate([1], use_drafter=use_drafter).stats)
+    drawn = out.file.getvalue()
+    assert "plain decoding" in drawn
+    assert "What [is] it?" in drawn
+    assert "It is [bold] text" in drawn
+    assert "τ 2.50" in drawn
+
+
+def test_bench_writes_the_report(fake, run, tmp_path):
+    out = tmp_path / "report.json"
+    result = run("bench", "--limit", "3", "--max-new-tokens", "8", "--json", str(out))
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert set(report["methods"]) == {"plain", "specblock"}
+    assert report["methods"]["specblock"]["speedup"]["median"] == pytest.approx(2.0)
+    assert "2.00 (2.00–2.00)" in result.stdout
+    assert result.stderr.count("\n") == 3
+
+
+def test_bench_refuses_what_it_does_not_know(fake, run, tmp_path):
+    result = run("bench", "--methods", "plain,specblok")
+    assert result.exit_code == 2
+    assert "did you mean 'specblock'" in result.stderr
+    result = run("bench", "--prompts", str(tmp_path / "none.jsonl"))
+    assert result.exit_code == 2
+    assert "cannot be read" in result.stderr
+
+
+def test_calibrate_measures_anew_and_shows_the_table(fake, run):
+    result = run("calibrate")
+    assert result.exit_code == 0, result.output
+    assert fake.loads[0][1]["calibrate"] == "force"
+    assert "50.0" in result.stdout
+    assert json.loads(run("calibrate", "--json").stdout)["target"] == {"1": 0.05, "8": 0.06}
+
+
+def test_our_own_prompts():
+    own = load_prompts(OWN_PROMPTS)
+    tasks = {}
+    for prompt in own:
+        tasks[prompt.task] = tasks.get(prompt.task, 0) + 1
+    assert len(own) >= 42
+    assert min(tasks.values()) >= 6
+    assert len(tasks) == 7
+    assert len({prompt.id for prompt in own}) == len(own)
+    assert any(len(prompt.turns) == 2 for prompt in own)
+    assert {prompt.task for prompt in own[:7]} == set(tasks), "a short limit takes every task"
+    assert 3 <= len(load_prompts(DEMO_PROMPTS)) <= 6
+
+
+@pytest.fixture
+def converted(monkeypatch):
+    """What ``convert`` hands to the library."""
+    from specblock.drafters.specblock import convert as library
+
+    calls = []
+    monkeypatch.setattr(
+        library, "convert_published", lambda *paths, **options: calls.append((paths, options))
+    )
+    return calls
+
+
+def test_convert_reads_layers_and_tokenizer_off_the_target(run, converted, monkeypatch, tmp_path):
+    from specblock.target import zoo
+
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 12}')
+    monkeypatch.setattr(zoo, "locate_model", lambda name: tmp_path)
+    tokenizer = type("Tokenizer", (), {"get_vocab": lambda self: {"a": 0}})()
+    monkeypatch.setattr(zoo, "load_tokenizer", lambda folder, name: tokenizer)
+    result = run("convert", "from", "to", "--target", "m", "--feature-layers", "1,5,9")
+    assert result.exit_code == 0, result.output
+    ((paths, options),) = converted
+    assert [path.name for path in paths] == ["from", "to"]
+    assert (options["target_layers"], options["feature_layers"]) == (12, (1, 5, 9))
+    assert options["tokenizer_fingerprint"]
+    assert "--drafter to" in result.stdout
+
+
+def test_convert_by_layer_count_alone(run, converted):
+    assert run("convert", "from", "to", "--target-layers", "32").exit_code == 0
+    assert converted[0][1]["target_layers"] == 32
+    assert converted[0][1]["feature_layers"] is None
+
+
+def test_convert_says_what_is_wrong(run, tmp_path):
+    result = run("convert", str(tmp_path), "to", "--feature-layers", "1;2")
+    assert result.exit_code == 2
+    assert "list of numbers" in result.stderr
+    result = run("convert", str(tmp_path / "none"), str(tmp_path / "to"), "--target-layers", "4")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
