@@ -13,6 +13,7 @@ def fake(monkeypatch):
     speculator.loads = []
 
     def load(model, **options):
+        options.pop("on_step")("loading")
         speculator.loads.append((model, options))
         if options["drafter"] is None:
             speculator.drafter = None

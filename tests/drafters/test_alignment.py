@@ -81,9 +81,7 @@ def test_the_trunk_is_block_1s_first_slots(model):
     features, tokens = sequence(model)
     trunk, block = train_block(model, features, tokens, 11)
     kept = model.config.slots_kept
-    torch.testing.assert_close(
-        trunk.hidden[0, 11], block.hidden[0, 0, :kept], atol=2e-4, rtol=2e-4
-    )
+    torch.testing.assert_close(trunk.hidden[0, 11], block.hidden[0, 0, :kept], atol=2e-4, rtol=2e-4)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def reference(logits, params, context):
     repetition=st.sampled_from([1.0, 1.3, 0.8]),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 def test_process_equals_transformers(
     size, scale, temperature, top_k, top_p, min_p, repetition, seed
 ):
@@ -209,6 +209,33 @@ def test_underflowing_tokens_at_the_ends_are_never_drawn(monkeypatch):
     for u, token in ((0.0, 1), (1 - 2.0**-53, 2)):
         monkeypatch.setattr(sampling, "uniform", lambda *_, u=u: u)
         assert draw(logits, SamplingParams(1.0), [], 0, 0) == token
+
+
+@given(logits=st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=60))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_the_largest_uniform_draws_the_last_token(logits):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "uniform", lambda *_: 1 - 2.0**-53)
+        token = draw(torch.tensor(logits), SamplingParams(1.0), [], 0, 0)
+    assert token == len(logits) - 1
+
+
+@given(total=st.floats(0.5, 2.0))
+@settings(deadline=None, derandomize=True)
+def test_the_largest_uniform_stays_below_any_total(total):
+    assert (1 - 2.0**-53) * total < total
+
+
+@pytest.mark.parametrize("top_k", [0, 20])
+@pytest.mark.parametrize("top_p", [0.8, 1.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.05])
+def test_draw_goes_through_the_tokens_in_the_order_of_their_ids(top_k, top_p, min_p):
+    for seed in range(40):
+        logits = torch.randn(60, generator=torch.Generator().manual_seed(seed))
+        params = SamplingParams(1.0, top_k, top_p, min_p, seed=seed)
+        cumulative = process(logits, params, [], 0).double().softmax(-1).cumsum(-1)
+        wanted = int((cumulative > uniform(seed, 9)).nonzero()[0])
+        assert draw(logits, params, [], 0, 9) == wanted
 
 
 def test_draw_depends_on_seed_and_position_only_through_the_noise():

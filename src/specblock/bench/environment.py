@@ -31,6 +31,7 @@ def describe_environment(speculator: Any = None) -> dict[str, Any]:
         "cpu_cores": _usable_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],  # what else was running
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     target = getattr(speculator, "target", None)

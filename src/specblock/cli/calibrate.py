@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from specblock.cli import options
-from specblock.cli.support import verb
+from specblock.cli.support import open_speculator, verb
 from specblock.cli.tables import console
 
 
@@ -26,16 +26,7 @@ def calibrate(
     ] = False,
 ) -> None:
     """Measure the cost table anew and keep it for this machine, model, dtype and threads."""
-    import specblock
-
-    speculator = specblock.load(
-        model,
-        drafter=None if drafter.lower() == "none" else drafter,
-        dtype=dtype,
-        device=device,
-        threads=threads,
-        calibrate="force",
-    )
+    speculator = open_speculator(model, drafter, dtype, device, threads, calibrate="force")
     costs = speculator.costs.to_dict()
     if as_json:
         typer.echo(json.dumps(costs))

@@ -43,8 +43,14 @@ def demo(
     config = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     chosen = load_prompts(prompts or DEMO_PROMPTS, limit)
     out = console()
-    out.print(f"Loading {model} ...", highlight=False)
-    speculator = open_speculator(model, drafter, dtype, device, threads)
+    speculator = open_speculator(
+        model,
+        drafter,
+        dtype,
+        device,
+        threads,
+        on_step=lambda step: out.print(f"{step} ...", style="dim", highlight=False),
+    )
     if speculator.drafter is None:
         raise ConfigError("The demo compares two methods: choose a drafter with --drafter.")
     total = sum(len(prompt.turns) for prompt in chosen)

@@ -13,6 +13,7 @@ from specblock.cli.chat import chat
 from specblock.cli.convert import convert
 from specblock.cli.demo import demo
 from specblock.cli.generate import generate
+from specblock.cli.train import regenerate, train
 
 app = typer.Typer(
     name="specblock",
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, demo, calibrate, convert, bench):
+for command in (generate, chat, demo, calibrate, convert, bench, regenerate, train):
     app.command()(command)
 
 

@@ -40,13 +40,33 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def open_speculator(
-    model: str, drafter: str, dtype: str, device: str, threads: int | None
+    model: str,
+    drafter: str,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    *,
+    calibrate: str = "missing",
+    on_step: Callable[[str], None] | None = None,
 ) -> Speculator:
     """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that ships."""
     import specblock
 
-    chosen = None if drafter.lower() == "none" else drafter
-    return specblock.load(model, drafter=chosen, dtype=dtype, device=device, threads=threads)
+    return specblock.load(
+        model,
+        drafter=None if drafter.lower() == "none" else drafter,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        calibrate=calibrate,
+        on_step=on_step or _say_step,
+    )
+
+
+def _say_step(step: str) -> None:
+    """What takes long while loading, for a person at a terminal."""
+    if sys.stderr.isatty():
+        typer.secho(f"{step} ...", err=True, dim=True)
 
 
 def read_prompt(argument: str | None) -> str:

@@ -64,6 +64,6 @@ def check_fits(
     if wrong:
         origin = f", it was made for {config.target_name}" if config.target_name else ""
         raise CheckpointError(
-            f"The drafter does not fit {target_name}{origin}: {'; '.join(wrong)}. "
+            f"The drafter does not fit {target_name or 'this target'}{origin}: {'; '.join(wrong)}. "
             "Choose the drafter of this target, or decode without one."
         )

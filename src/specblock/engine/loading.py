@@ -35,7 +35,7 @@ def load(
     threads: int | None = None,
     budget: str = "measured",
     blocks: int = 2,
-    calibrate: bool = True,
+    calibrate: str = "missing",
     cache_dir: str | Path | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Speculator:
@@ -50,13 +50,17 @@ def load(
         budget: ``"measured"`` chooses leaves and nodes from this machine's measured costs;
             ``"fixed"`` is the paper's rule, 60 nodes every round.
         blocks: generations of blocks a round (2 in the paper).
-        calibrate: measure costs at the first load on a machine (10 to 30 s) if none are known.
+        calibrate: ``"missing"`` measures costs at the first load on a machine (10 to 30 s) and
+            remembers them; ``"force"`` measures anew; ``"never"`` does without, and then with the
+            fixed budget.
         on_step: is told what a long step is doing.
 
     Raises :class:`specblock.errors.SpecBlockError` with one sentence if anything does not fit.
     """
     if budget not in ("measured", "fixed"):
         raise ConfigError(f"budget must be 'measured' or 'fixed', not {budget!r}.")
+    if calibrate not in ("missing", "force", "never"):
+        raise ConfigError(f"calibrate must be 'missing', 'force' or 'never', not {calibrate!r}.")
     if blocks < 1:
         raise ConfigError(f"blocks must be at least 1, not {blocks}.")
     if threads is not None:
@@ -64,8 +68,14 @@ def load(
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
     return assemble(
-        network, tokenizer, find_drafter(model, drafter), budget=budget, blocks=blocks,
-        calibrate=calibrate, cache_dir=cache_dir, on_step=on_step,
+        network,
+        tokenizer,
+        find_drafter(model, drafter),
+        budget=budget,
+        blocks=blocks,
+        calibrate=calibrate,
+        cache_dir=cache_dir,
+        on_step=on_step,
     )
 
 
@@ -76,7 +86,7 @@ def assemble(
     *,
     budget: str = "measured",
     blocks: int = 2,
-    calibrate: bool = True,
+    calibrate: str = "missing",
     cache_dir: str | Path | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Speculator:
@@ -87,8 +97,8 @@ def assemble(
         drafter = load_drafter(folder, network, tokenizer, blocks=blocks)
         layers = drafter.feature_layers
     target = Target(network, layers)
-    known = load_calibration(target, drafter, cache_dir)
-    if known is None and calibrate:
+    known = None if calibrate == "force" else load_calibration(target, drafter, cache_dir)
+    if known is None and calibrate != "never":
         known = measure(target, drafter, cache_dir=cache_dir, on_step=on_step)
     elif known is not None:
         use_routes(target, drafter, known.routes)
@@ -124,7 +134,7 @@ def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2) -> SpecBl
         hidden_size=target.hidden_size,
         vocab_size=target.vocab_size,
         target_layers=target.num_hidden_layers,
-        fingerprint=tokenizer_fingerprint(tokenizer),
+        fingerprint="" if tokenizer is None else tokenizer_fingerprint(tokenizer),
         target_name=getattr(network, "name_or_path", ""),
     )
     model = load_checkpoint(

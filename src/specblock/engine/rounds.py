@@ -15,7 +15,7 @@ from specblock.drafters.base import Budget, Drafter
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ContextError
 from specblock.target.model import Target
-from specblock.tree.accept import accept
+from specblock.tree.accept import Acceptance, accept
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams, draw
 
@@ -37,7 +37,7 @@ def decode(
     Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token.
     """
     _check(prompt, target)
-    clock = time.perf_counter
+    clock, device = time.perf_counter, target.device
     started = clock()
     room = min(max_new_tokens, target.context_length - len(prompt))
     nodes = drafter.max_nodes if drafter else 0
@@ -52,23 +52,17 @@ def decode(
     while stats.new_tokens < room:
         begun = clock()
         speculating = drafter is not None and budget.speculate()
-        if speculating:
-            tree = drafter.propose(context[-1], budget)
-        else:
-            tree = DraftTree.root_only(context[-1], device=target.device)
+        root = context[-1]
+        tree = drafter.propose(root, budget) if speculating else DraftTree.root_only(root, device)
         drafted = clock()
         output = target.verify(tree)
         accepted = accept(tree, output.logits, params, context, len(prompt), len(context))
         verified = clock()
-        path = torch.tensor(accepted.path, device=target.device)
-        target.commit(path)
-        if drafter is not None:
-            tokens = torch.tensor(accepted.tokens, device=target.device)
-            drafter.observe(output.features[path], tokens)
-            if speculating:
-                budget.update(tree.log_probs, tree.rank_classes, accepted.trials)
-            else:
-                budget.update_plain()
+        _commit(target, drafter, output.features, accepted)
+        if speculating:
+            budget.update(tree.log_probs, tree.rank_classes, accepted.trials)
+        elif drafter is not None:
+            budget.update_plain()
         context += accepted.tokens
         stats.record(len(accepted.tokens), tree.num_draft)
         fresh = accepted.tokens[: room - stats.new_tokens]
@@ -77,6 +71,17 @@ def decode(
         stats.verify_seconds += verified - drafted
         stats.seconds += clock() - begun
         yield fresh
+
+
+def _commit(
+    target: Target, drafter: Drafter | None, features: Tensor, accepted: Acceptance
+) -> None:
+    """Keep the accepted path in the target's cache and show its pairs to the drafter."""
+    path = torch.tensor(accepted.path, device=target.device)
+    target.commit(path)
+    if drafter is not None:
+        tokens = torch.tensor(accepted.tokens, device=target.device)
+        drafter.observe(features[path], tokens)
 
 
 def _check(prompt: list[int], target: Target) -> None:

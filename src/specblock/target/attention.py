@@ -34,7 +34,12 @@ def grouped_sdpa(
     """
     groups = query.shape[1] // key.shape[1]
     plain = attention_mask is None or groups == 1 or attention_mask.shape[1] != 1
-    if plain or dropout or kwargs.get("position_bias") is not None or kwargs.get("cache") is not None:
+    if (
+        plain
+        or dropout
+        or kwargs.get("position_bias") is not None
+        or kwargs.get("cache") is not None
+    ):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

@@ -110,7 +110,7 @@ class PathCache(Cache):
             chosen = storage.index_select(2, rows)
             signature = (rows.numel(), *chosen.shape[3:4], chosen.shape[-1])
             storages[(*signature, chosen.dtype, chosen.device)] = (chosen, used)
-        remaining = {key: 0 for key in storages}
+        remaining = dict.fromkeys(storages, 0)
         for layer in self.layers:
             heads, dim = layer.keys.shape[1], layer.keys.shape[-1]
             key = (rows.numel(), heads, dim, layer.keys.dtype, layer.keys.device)

@@ -107,4 +107,6 @@ def collate(sequences: list[Sequence], pad_rows: int) -> Batch:
         stack("target_probabilities", longest + pad_rows).float(),
         stack("usable", longest + pad_rows),
     )
-    return Batch(stack("features", longest), stack("tokens", longest), stack("start", longest), targets)
+    return Batch(
+        stack("features", longest), stack("tokens", longest), stack("start", longest), targets
+    )

@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from specblock.target import attention
 from specblock.target.cache import PathCache
+from specblock.target.linear import ROW_BUCKETS, RouteTable, route_linears
 from specblock.target.masks import FULL, additive, attention_kinds
 from specblock.target.model import text_config
 from specblock.training.prompts import Prompt
@@ -127,6 +129,21 @@ def answer_batch(
             cache.select_batch(keep)
         ids = tokens[:, None]
     return answers
+
+
+def prepare_target(model, tokenizer) -> frozenset[int]:
+    """Make ``model`` fast at decoding batches; returns its end-of-turn tokens."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(attention.register())
+    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
+        # in bf16 the default product re-orders the weights at every call
+        linears = route_linears(model)
+        blocked = RouteTable({linear.shape: ["blocked"] * len(ROW_BUCKETS) for linear in linears})
+        for linear in linears:
+            linear.use(blocked)
+    ends = model.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    return frozenset([*ends, tokenizer.eos_token_id])
 
 
 def finished_ids(path: Path) -> set[str]:

@@ -138,10 +138,8 @@ def _best_nodes(
     """The choice and its value."""
     tokens = 1.0 + _sums(survival)
     seconds = costs._curves["target"].first(len(tokens) + 1)[1:]
-    if rate is None:
-        value = tokens / (seconds + spent_seconds + costs.overhead)
-    else:
-        value = tokens - rate * seconds
+    spent = spent_seconds + costs.overhead
+    value = tokens / (seconds + spent) if rate is None else tokens - rate * seconds
     nodes = int(value.argmax())
     return nodes, float(value[nodes])
 
@@ -208,11 +206,11 @@ class BudgetController:
       than those that came, corrected by the recent mean difference of the two.
 
     Below a lead of 0 speculation goes off. A later trial starts with a lead of `CREDIT`: about what
-    it may lose. The more it did lose, the longer the wait for the next one, so that trials take the
-    share `trial_share` of the time where nothing is ever accepted, and less while they keep
-    failing. A text on which speculation never pays costs little, one on which it stops to pay
-    MAX_LEAD tokens of time. A trial verifies TRIAL_NODES in any case, or a survival model that was
-    disappointed once would never see another outcome. Equal rounds lead to equal choices.
+    it may lose. The more it did lose, the longer the wait for the next one, so that trials cost the
+    share `trial_share` of the time where nothing is ever accepted. A text on which speculation
+    never pays costs little, one on which it stops to pay MAX_LEAD tokens of time. A trial verifies
+    TRIAL_NODES in any case, or a survival model that was disappointed once would never see another
+    outcome. Equal rounds lead to equal choices.
     """
 
     MAX_LEAD = 6.0
@@ -221,17 +219,16 @@ class BudgetController:
     TRIAL_NODES = 2
 
     def __init__(
-        self, costs: CostTable, model: SurvivalModel | None = None, trial_share: float = 0.03
+        self, costs: CostTable, model: SurvivalModel | None = None, trial_share: float = 0.02
     ):
         self.costs, self.model = costs, model or SurvivalModel.fresh()
         self.lead = self._granted = self.FIRST_CREDIT
         self._trial_share = trial_share
-        self._idle, self._wait, self._patience = 0, 0, 1
+        self._idle, self._wait = 0, 0
         self._surprise = _Recent(0.98, 0.0, 10.0)
         self._overall = _Recent(0.98, 1.0, costs.target_seconds(1))
         self._gain = _Recent(0.98, 4.0, 4.0)
-        self._leaves: list[int] = []
-        self._leaf_mass, self._expected = 0.0, 1.0
+        self._leaves, self._leaf_mass, self._expected = [], 0.0, 1.0
 
     @property
     def price(self) -> float:
@@ -243,7 +240,8 @@ class BudgetController:
 
     def begin(self) -> None:
         """Another text: what was gained on the last one is no reason to go on losing on this."""
-        self.lead, self._patience = min(self.lead, self.CREDIT), 1
+        self.lead = min(self.lead, self.CREDIT)
+        self._wait = min(self._wait, math.ceil(self.CREDIT / self._trial_share))
 
     def speculate(self) -> bool:
         """Whether this round drafts. Starts a round."""
@@ -288,12 +286,10 @@ class BudgetController:
         self._surprise.add(tokens - self._expected, 1.0)
         gained = self._expected + self._surprise.ratio - seconds * self.costs.plain_rate
         self.lead = min(self.lead + gained, self.MAX_LEAD)
-        if self.lead >= self.CREDIT * 2:
-            self._patience = 1
+        if self.lead >= min(self._granted + self.CREDIT, self.MAX_LEAD):
+            self._granted = self.CREDIT  # what was lost came back
         elif self.lead < 0:
-            lost = self._granted - self.lead
-            self._wait = math.ceil(self._patience * lost / self._trial_share)
-            self._patience = min(4, 2 * self._patience)
+            self._wait = math.ceil((self._granted - self.lead) / self._trial_share)
 
     def update_plain(self) -> None:
         """After a plain round."""

@@ -199,8 +199,9 @@ def _locate(cumulative: Tensor, u: float) -> tuple[int, float]:
     total = float(cumulative[-1]) if len(cumulative) else math.nan
     if not 0.0 < total < math.inf:
         raise ValueError(BAD_LOGITS)
-    # Rounding may carry u * total to the total itself, above which there is no token.
-    point = min(u * total, math.nextafter(total, 0.0))
+    # At most 1 - 2**-53, u takes off more than half a unit in the last place: even rounded the
+    # point stays below the total, so that some entry is above it.
+    point = u * total
     return int(torch.searchsorted(cumulative, point, right=True)), point
 
 

@@ -106,7 +106,9 @@ class SpecBlockConfig:
                 f"There is no drafter in {folder}: config.json is missing; check the path."
             ) from error
         except json.JSONDecodeError as error:
-            raise CheckpointError(f"{path} is not valid JSON ({error.msg}); copy it again.") from error
+            raise CheckpointError(
+                f"{path} is not valid JSON ({error.msg}); copy it again."
+            ) from error
 
 
 def paper_feature_layers(target_layers: int) -> tuple[int, int, int]:

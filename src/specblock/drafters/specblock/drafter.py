@@ -210,8 +210,9 @@ class SpecBlockDrafter:
             block = model.input_layer(condition[-1:], tokens[-1:], self._slots)[0]
             x = torch.cat((x, block))
             extra = torch.arange(kept, self._slots, device=tokens.device)
-            slots, positions = torch.cat((slots, extra)), torch.cat(
-                (positions, places[-1] + 1 + extra)
+            slots, positions = (
+                torch.cat((slots, extra)),
+                torch.cat((positions, places[-1] + 1 + extra)),
             )
         else:
             x = model.input_layer(condition, tokens, kept).flatten(0, 1)
@@ -254,9 +255,7 @@ class SpecBlockDrafter:
         positions = self._positions + torch.arange(slots, device=x.device).repeat(count)
         previous = torch.where(rows % slots > 0, rows - 1, rows)
         start = base + earlier
-        states = self._run(
-            x.flatten(0, 1), previous, positions, start, _additive(mask, x.dtype)
-        )
+        states = self._run(x.flatten(0, 1), previous, positions, start, _additive(mask, x.dtype))
         return self._blocks(states.view(count, slots, -1), behind)
 
     def _run(

@@ -48,7 +48,9 @@ class SpecBlockModel(nn.Module):
         self.register_buffer("d2t", torch.zeros(draft, dtype=torch.int64))
         self.register_buffer("t2d", torch.arange(full) < draft)
 
-    def run(self, x: Tensor, shifted: Callable[[Tensor], Tensor], positions: Tensor, attend: Attend):
+    def run(
+        self, x: Tensor, shifted: Callable[[Tensor], Tensor], positions: Tensor, attend: Attend
+    ):
         """Hidden states ``[..., H]`` (before the final norm) of entries ``x [..., H]``.
 
         Args:

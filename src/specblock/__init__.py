@@ -1,0 +1,38 @@
+"""SpecBlock: any Hugging Face causal language model, faster, with exactly the same output."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": "specblock.engine.loading",
+    "Speculator": "specblock.engine.speculator",
+    "Generation": "specblock.engine.speculator",
+    "Chunk": "specblock.engine.speculator",
+    "GenerationStats": "specblock.engine.statistics",
+    "GenerationConfig": "specblock.config",
+    "SpecBlockError": "specblock.errors",
+    "Drafter": "specblock.drafters.base",
+    "custom_generate": "specblock.engine.hf",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from specblock.config import GenerationConfig
+    from specblock.drafters.base import Drafter
+    from specblock.engine.hf import custom_generate
+    from specblock.engine.loading import load
+    from specblock.engine.speculator import Chunk, Generation, Speculator
+    from specblock.engine.statistics import GenerationStats
+    from specblock.errors import SpecBlockError
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import: only when something of theirs is wanted
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'specblock' has no attribute {name!r}")

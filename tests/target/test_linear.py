@@ -1,0 +1,101 @@
+"""Every route of a linear layer is the same product."""
+
+import pytest
+import torch
+from torch import nn
+
+from specblock.target.linear import (
+    COPYING,
+    ROW_BUCKETS,
+    RoutedLinear,
+    RouteTable,
+    available_routes,
+    measure_routes,
+    route_linears,
+    routed,
+)
+
+ROUTES = ("direct", "transposed", "packed", "blocked")
+
+
+def make_linear(bias: bool, dtype=torch.float32) -> RoutedLinear:
+    torch.manual_seed(0)
+    return RoutedLinear(nn.Linear(48, 80, bias=bias).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("route", ROUTES)
+@torch.inference_mode()
+def test_routes_agree_and_are_contiguous(route, bias, dtype):
+    linear = make_linear(bias, dtype)
+    if route not in available_routes(linear.weight):
+        pytest.skip(f"this build of PyTorch has no {route} route for {dtype}")
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for shape in ((1, 48), (1, 7, 48), (3, 33, 48), (200, 48)):
+        x = torch.randn(shape).to(dtype)
+        exact = nn.functional.linear(
+            x.double(),
+            linear.weight.double(),
+            None if linear.bias is None else linear.bias.double(),
+        )
+        y = linear.compute(x, route)
+        assert y.shape == (*shape[:-1], 80) and y.is_contiguous() and y.dtype == dtype
+        torch.testing.assert_close(y.double(), exact, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("route", COPYING)
+@torch.inference_mode()
+def test_a_changed_weight_is_seen_after_refresh(route):
+    linear = make_linear(bias=True)
+    if route not in available_routes(linear.weight):
+        pytest.skip(f"this build of PyTorch has no {route} route")
+    x = torch.randn(5, 48)
+    linear.compute(x, route)
+    linear.weight.data.mul_(2)
+    linear.refresh()
+    torch.testing.assert_close(
+        linear.compute(x, route),
+        nn.functional.linear(x, linear.weight, linear.bias),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+def test_gradients_take_the_direct_route():
+    linear = make_linear(bias=True)
+    linear.use(RouteTable({linear.shape: ["transposed"] * len(ROW_BUCKETS)}))
+    linear(torch.randn(3, 48)).sum().backward()
+    assert linear.weight.grad is not None
+
+
+def test_the_table_is_looked_up_by_rows():
+    routes = [f"r{rows}" for rows in ROW_BUCKETS]
+    table = RouteTable({(4, 3): routes})
+    assert table.route((4, 3), 1) == "r1"
+    assert table.route((4, 3), 3) == "r4"
+    assert table.route((4, 3), 16) == "r16"
+    assert table.route((4, 3), 100) == f"r{ROW_BUCKETS[-1]}"
+    assert table.route((4, 3), 5000) == "direct"
+    assert table.route((9, 9), 1) == "direct"
+    assert RouteTable.from_dict(table.to_dict()).routes == table.routes
+
+
+def test_swapping_keeps_parameters_and_names():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 6), nn.ReLU()))
+    before = dict(model.state_dict())
+    assert len(route_linears(model)) == 2
+    after = model.state_dict()
+    assert list(before) == list(after)
+    assert all(before[name] is after[name] or before[name].equal(after[name]) for name in before)
+    assert not any(type(module) is nn.Linear for module in model.modules())
+
+
+def test_measuring_names_a_route_for_every_bucket_and_respects_the_memory_bound():
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(2)), nn.Linear(16, 8))
+    route_linears(model)
+    table = measure_routes(routed(model), repetitions=1, max_extra_bytes=0)
+    assert set(table.routes) == {(16, 16), (8, 16)}
+    for routes in table.routes.values():
+        assert len(routes) == len(ROW_BUCKETS)
+        assert not set(routes) & set(COPYING)

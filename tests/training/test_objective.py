@@ -1,0 +1,438 @@
+"""The total loss: which rows it trains, on what, and that it teaches every slot of every block."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from specblock.drafters.specblock.config import SpecBlockConfig
+from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.training import objective
+from specblock.training.forward import Block, run_block, run_trunk
+from specblock.training.losses import Targets
+from specblock.training.objective import Batch, ObjectiveConfig, total_loss
+
+SLOTS, VOCAB = 3, 5
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+class Scripted:
+    """Stands in for the network: every entry's hidden state is a row of a table, and its logits.
+
+    ``tables[b][sequence, position, slot]`` are the logits of block b, whatever it is fed; what it
+    is fed is recorded.
+    """
+
+    def __init__(self, tables):
+        self.tables, self.calls = tables, []
+        self.config = SimpleNamespace(block_size=tables[0].shape[2])
+
+    def install(self, monkeypatch):
+        monkeypatch.setattr(objective, "run_trunk", self.run_trunk)
+        monkeypatch.setattr(objective, "run_block", self.run_block)
+        nothing = torch.tensor(0.0), torch.tensor(1.0)
+        monkeypatch.setattr(objective, "rank_loss", lambda *_: nothing)
+        return self
+
+    def run_trunk(self, _model, features, _tokens):
+        return SimpleNamespace(condition=features, hidden=self.tables[0][:, :, :1])
+
+    def run_block(self, _model, _trunk, condition, tokens, positions, parents=None):
+        index = len(parents or [])
+        rows = torch.arange(positions.shape[0])[:, None].expand_as(positions)
+        hidden = self.tables[index][rows, positions]
+        used = [u for _, u in parents or []]
+        self.calls.append(
+            SimpleNamespace(condition=condition, tokens=tokens, positions=positions, used=used)
+        )
+        return Block(hidden, [], [])
+
+    def logits(self, hidden):
+        return hidden, hidden
+
+    def rank_logits(self, _normed, logits):
+        return logits.new_zeros(*logits.shape[:-1], 4)
+
+
+def random_tables(seed, blocks, batch=2, length=7, slots=SLOTS):
+    shape = (batch, length, slots, VOCAB)
+    noise = [
+        torch.randn(shape, generator=seeded(seed + b), dtype=torch.float64) for b in range(blocks)
+    ]
+    return [table.requires_grad_() for table in noise]
+
+
+def random_batch(seed, batch=2, length=7, pad=9, favourite=None):
+    """Random targets; with ``favourite`` the best token of every row is that one, mostly."""
+    generator = seeded(seed)
+    rows = length + pad
+    scores = torch.randn(batch, rows, VOCAB, generator=generator, dtype=torch.float64)
+    if favourite is not None:
+        scores[..., favourite] += 3 * (torch.rand(batch, rows, generator=generator) < 0.8)
+    probabilities, ids = scores.softmax(-1).topk(VOCAB, dim=-1)
+    usable = torch.rand(batch, rows, generator=generator) < 0.85
+    usable[:, length:] = False
+    return Batch(
+        features=torch.randn(batch, length, VOCAB, generator=generator, dtype=torch.float64),
+        tokens=torch.randint(100, (batch, length), generator=generator),
+        start=torch.rand(batch, length, generator=generator) < 0.8,
+        targets=Targets(ids, probabilities, usable),
+    )
+
+
+def cross_entropy(logits, targets, b, row):
+    """Full soft cross-entropy of one row in plain floats."""
+    values = logits.tolist()
+    top = max(values)
+    normaliser = top + math.log(math.fsum(math.exp(v - top) for v in values))
+    pairs = zip(targets.ids[b, row].tolist(), targets.probabilities[b, row].tolist(), strict=True)
+    return -math.fsum(p * (values[v] - normaliser) for v, p in pairs)
+
+
+def reference_loss(tables, batch, used, config):
+    """The draft loss and the set of (block, sequence, position, slot) that it trains."""
+    count, length = batch.tokens.shape
+    targets, total, trained = batch.targets, 0.0, set()
+    offset = [[0] * length for _ in range(count)]
+    reachable = []
+    for index in range(config.blocks):
+        if index:
+            for b in range(count):
+                for i in range(length):
+                    offset[b][i] += int(used[index - 1][b, i])
+        chain = {
+            (b, i): bool(batch.start[b, i]) and (index == 0 or i + offset[b][i] < length)
+            for b in range(count)
+            for i in range(length)
+        }
+        right_run = dict.fromkeys(chain, 0)
+        for slot in range(tables[0].shape[2]):
+            terms = []
+            for (b, i), live in chain.items():
+                row = min(i + offset[b][i] + slot, targets.usable.shape[1] - 1)
+                if not live or not bool(targets.usable[b, row]):
+                    continue  # left out; by itself it does not break the chain
+                logits = tables[index][b, i, slot].detach()
+                terms.append(cross_entropy(logits, targets, b, row))
+                trained.add((index, b, i, slot))
+                right = int(logits.argmax()) == int(targets.ids[b, row, 0])
+                if right and right_run[b, i] == slot:
+                    right_run[b, i] += 1
+                if config.valid_prefix_mask:
+                    chain[b, i] = right
+            if terms:
+                total += config.slot_decay**slot * math.fsum(terms) / len(terms)
+        reachable.append(right_run)
+    return total, trained, reachable
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("valid_prefix_mask", [True, False])
+def test_draft_loss_equals_the_loops(monkeypatch, seed, valid_prefix_mask):
+    config = ObjectiveConfig(blocks=3, positions=7, valid_prefix_mask=valid_prefix_mask)
+    batch = random_batch(seed, favourite=2)
+    tables = random_tables(10 * seed, config.blocks)
+    with torch.no_grad():
+        for table in tables:
+            table[..., 2] += 1.5  # right often enough for long chains
+    model = Scripted(tables).install(monkeypatch)
+    loss, tally = total_loss(model, batch, config, seeded(seed))
+    calls = model.calls
+    assert [c.positions.tolist() for c in calls] == [[list(range(7))] * 2] * 3
+    used = calls[-1].used
+    expected, trained, reachable = reference_loss(tables, batch, used, config)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+    # exactly the trained rows take gradients
+    loss.backward()
+    for index, table in enumerate(tables):
+        moved = table.grad.abs().sum(-1) > 0
+        wanted = torch.zeros_like(moved)
+        for block, b, i, slot in trained:
+            if block == index:
+                wanted[b, i, slot] = True
+        assert torch.equal(moved, wanted)
+        assert tally.rows[index].sum() == wanted.sum()
+
+    # what the later blocks are fed
+    offset = torch.zeros(2, 7, dtype=torch.int64)
+    for index in (1, 2):
+        depth = calls[index].used[-1]
+        offset += depth
+        for b in range(2):
+            for i in range(7):
+                m = int(depth[b, i])
+                assert 1 <= m <= min(SLOTS, reachable[index - 1][b, i] + 1)
+                at = min(i + int(offset[b, i]), 6)
+                assert calls[index].tokens[b, i] == batch.tokens[b, at]
+                parent = tables[index - 1][b, i, m - 1]
+                assert torch.equal(calls[index].condition[b, i], parent)
+    assert torch.equal(calls[0].condition, batch.features)
+    assert torch.equal(calls[0].tokens, batch.tokens)
+
+
+def hand_made(right, usable=(True,) * 4, *, length=8, start_at=2):
+    """One sequence, drafting at one pair only; slot k is right or wrong as told."""
+    tables = [torch.zeros(1, length, 4, VOCAB, dtype=torch.float64)]
+    for slot, is_right in enumerate(right):
+        tables[0][0, start_at, slot, 1 if is_right else 3] = 4.0
+    tables[0].requires_grad_()
+    ids = torch.arange(VOCAB).expand(1, length + 4, VOCAB).clone()
+    ids[..., 0], ids[..., 1] = 1, 0  # the target's best token is always 1
+    allowed = torch.ones(1, length + 4, dtype=torch.bool)
+    allowed[0, start_at : start_at + 4] = torch.tensor(usable)
+    start = torch.zeros(1, length, dtype=torch.bool)
+    start[0, start_at] = True
+    probabilities = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)
+    return tables, Batch(
+        torch.zeros(1, length, VOCAB, dtype=torch.float64),
+        torch.zeros(1, length, dtype=torch.int64),
+        start,
+        Targets(ids, probabilities.expand(1, length + 4, VOCAB), allowed),
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "usable", "trained", "hits"),
+    [
+        ((1, 1, 1, 1), (1, 1, 1, 1), [1, 1, 1, 1], [1, 1, 1, 1]),
+        ((1, 1, 0, 1), (1, 1, 1, 1), [1, 1, 1, 0], [1, 1, 0, 0]),
+        ((0, 1, 1, 1), (1, 1, 1, 1), [1, 0, 0, 0], [0, 0, 0, 0]),
+        ((1, 0, 0, 0), (1, 1, 1, 1), [1, 1, 0, 0], [1, 0, 0, 0]),
+        # a slot whose target is outside the vocabulary is left out and does not break the chain
+        ((1, 0, 1, 0), (1, 0, 1, 1), [1, 0, 1, 1], [1, 0, 1, 0]),
+        ((1, 1, 1, 1), (0, 1, 0, 1), [0, 1, 0, 1], [0, 1, 0, 1]),
+        ((1, 1, 1, 1), (0, 0, 0, 0), [0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_the_valid_prefix_by_hand(monkeypatch, right, usable, trained, hits):
+    tables, batch = hand_made(right, tuple(bool(u) for u in usable))
+    model = Scripted(tables).install(monkeypatch)
+    config = ObjectiveConfig(blocks=1, positions=3)
+    loss, tally = total_loss(model, batch, config, seeded(0))
+    assert tally.rows[0].tolist() == trained
+    assert tally.hits[0].tolist() == hits
+    normaliser = math.log(math.exp(4) + 4)
+    when_right, when_wrong = normaliser - 0.6 * 4, normaliser - 0.1 * 4
+    expected = sum(
+        0.8**k * (when_right if right[k] else when_wrong) for k in range(4) if trained[k]
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    moved = (tables[0].grad.abs().sum(-1) > 0).long()[0]
+    assert moved[2].tolist() == trained
+    assert int(moved.sum()) == sum(trained)
+
+
+def test_without_the_mask_every_usable_slot_is_trained(monkeypatch):
+    tables, batch = hand_made((0, 0, 1, 0))
+    model = Scripted(tables).install(monkeypatch)
+    config = ObjectiveConfig(blocks=1, positions=3, valid_prefix_mask=False)
+    _, tally = total_loss(model, batch, config, seeded(0))
+    assert tally.rows[0].tolist() == [1, 1, 1, 1]
+
+
+def test_positions_are_drawn_among_the_starts_without_repetition(monkeypatch):
+    batch = random_batch(3, length=30)
+    few = batch.start.clone()
+    few[0] = False
+    few[0, 11] = True
+    batch = dataclasses.replace(batch, start=few)
+    tables = random_tables(4, 1, length=30)
+    config = ObjectiveConfig(blocks=1, positions=6, valid_prefix_mask=False)
+    drawn = set()
+    for seed in range(8):
+        model = Scripted(tables).install(monkeypatch)
+        _, tally = total_loss(model, batch, config, seeded(seed))
+        (call,) = model.calls
+        assert call.positions.shape == (2, 6)
+        for row in call.positions.tolist():
+            assert row == sorted(set(row))
+        assert 11 in call.positions[0].tolist()
+        chosen = call.positions[1]
+        assert bool(few[1, chosen].all())
+        drawn.add(tuple(chosen.tolist()))
+        # of sequence 0 only its one start counts
+        ones = [batch.targets.usable[1, chosen + 1].sum() + batch.targets.usable[0, 12]]
+        assert tally.rows[0, 1] == ones[0]
+    assert len(drawn) > 4
+
+
+def test_depths_are_drawn_from_all_that_decoding_can_reach(monkeypatch):
+    tables = [torch.zeros(1, 40, SLOTS, VOCAB, dtype=torch.float64) for _ in range(2)]
+    tables[0][..., 1] = 1.0
+    tables[0][:, 20:, 1, 1] = -1.0  # slot 1 is wrong in the second half
+    ids = torch.tensor([1, 0, 2, 3, 4]).expand(1, 50, VOCAB)
+    usable = torch.ones(1, 50, dtype=torch.bool)
+    batch = Batch(
+        torch.zeros(1, 40, VOCAB, dtype=torch.float64),
+        torch.zeros(1, 40, dtype=torch.int64),
+        torch.ones(1, 40, dtype=torch.bool),
+        Targets(ids, torch.full((1, 50, VOCAB), 0.2, dtype=torch.float64), usable),
+    )
+    model = Scripted(tables).install(monkeypatch)
+    total_loss(model, batch, ObjectiveConfig(blocks=2, positions=40), seeded(1))
+    used = model.calls[1].used[0][0]
+    assert set(used[:20].tolist()) == {1, 2, 3}
+    assert set(used[20:].tolist()) == {1, 2}
+
+
+# --- with the real network ----------------------------------------------------------------------
+
+LENGTH, WORDS = 12, 12
+TINY = SpecBlockConfig(
+    hidden_size=32,
+    vocab_size=WORDS,
+    target_layers=8,
+    feature_layers=(1, 3, 4),
+    intermediate_size=48,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    draft_vocab_size=WORDS,
+)
+
+
+def language(seed=0, sequences=1):
+    """Sentences in which the next token depends on the position alone (given its features).
+
+    Returns the batch and the words ``[B, LENGTH + 1]`` behind it.
+    """
+    generator = seeded(seed)
+    words = torch.randint(WORDS, (sequences, LENGTH + 1), generator=generator)
+    features = torch.randn(sequences, LENGTH, 3 * TINY.hidden_size, generator=generator)
+    rows = LENGTH + 16
+    ids = torch.zeros(sequences, rows, 1, dtype=torch.int64)
+    ids[:, : LENGTH - 1, 0] = words[:, 2:]  # row p is the distribution at position p + 1
+    usable = torch.zeros(sequences, rows, dtype=torch.bool)
+    usable[:, : LENGTH - 1] = True
+    start = torch.ones(sequences, LENGTH, dtype=torch.bool)
+    probabilities = torch.ones(sequences, rows, 1)
+    return Batch(features, words[:, 1:], start, Targets(ids, probabilities, usable)), words
+
+
+def new_model(**changes):
+    torch.manual_seed(0)
+    return SpecBlockModel(dataclasses.replace(TINY, **changes))
+
+
+@pytest.mark.parametrize(("cached_slots", "blocks"), [(0, 2), (1, 3)])
+def test_every_slot_of_every_block_learns_its_own_token(cached_slots, blocks):
+    model = new_model(cached_slots=cached_slots)
+    batch, words = language()
+    config = ObjectiveConfig(blocks=blocks, positions=LENGTH)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=6e-3)
+    generator = seeded(1)
+    solved = 0
+    for _ in range(300):
+        loss, tally = total_loss(model, batch, config, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        # depths are drawn anew every step: right for a while means right at most of them
+        solved = solved + 1 if bool((tally.hits == tally.rows).all()) else 0
+        if solved == 10:
+            break
+    assert solved == 10
+    assert bool((tally.rows[:2] > 0).all())
+    with torch.no_grad():
+        wrong = list(mistakes(model, batch, words, blocks))
+    assert len(wrong) <= 3, wrong  # a descent that was hardly ever drawn may be missed
+
+
+def mistakes(model, batch, words, blocks):
+    """Every (offset, pair, slot) whose prediction is not the word there, over all descents."""
+    trunk = run_trunk(model, batch.features, batch.tokens)
+    everywhere = torch.arange(LENGTH)[None]
+    first = run_block(model, trunk, trunk.condition, batch.tokens, everywhere)
+    yield from compare(model, first, 0, words)
+    for m1 in range(1, 5):
+        used = torch.full((1, LENGTH), m1)
+        second = descend(model, trunk, batch, first, m1, m1, [(first, used)])
+        yield from compare(model, second, m1, words)
+        for m2 in range(1, 5) if blocks == 3 else ():
+            parents = [(first, used), (second, torch.full((1, LENGTH), m2))]
+            third = descend(model, trunk, batch, second, m2, m1 + m2, parents)
+            yield from compare(model, third, m1 + m2, words)
+
+
+def descend(model, trunk, batch, parent, depth, offset, parents):
+    everywhere = torch.arange(LENGTH)[None]
+    tokens = batch.tokens[:, (everywhere[0] + offset).clamp(max=LENGTH - 1)]
+    return run_block(model, trunk, parent.hidden[:, :, depth - 1], tokens, everywhere, parents)
+
+
+def compare(model, block, offset, words):
+    predicted = model.logits(block.hidden)[0].argmax(-1)
+    for i in range(LENGTH):
+        for slot in range(4):
+            place = i + offset + slot + 2
+            if place <= LENGTH and predicted[0, i, slot] != words[0, place]:
+                yield offset, i, slot
+
+
+def test_the_same_seed_gives_the_same_loss():
+    model = new_model()
+    batch, _ = language(sequences=2)
+    config = ObjectiveConfig(blocks=2, positions=5, valid_prefix_mask=False)
+    losses = {s: total_loss(model, batch, config, seeded(s))[0].item() for s in range(4)}
+    for seed, loss in losses.items():
+        assert total_loss(model, batch, config, seeded(seed))[0].item() == loss
+    assert len(set(losses.values())) == 4
+
+
+def test_padding_changes_nothing():
+    model = new_model()
+    batch, _ = language(sequences=2)
+    config = ObjectiveConfig(blocks=1, positions=LENGTH, valid_prefix_mask=False)
+    loss, tally = total_loss(model, batch, config, seeded(0))
+
+    def longer(x, value=0):
+        return torch.cat((x, x.new_full((2, 5, *x.shape[2:]), value)), dim=1)
+
+    targets = Targets(*(longer(t) for t in (batch.targets.ids, batch.targets.probabilities)), None)
+    targets = dataclasses.replace(targets, usable=longer(batch.targets.usable))
+    features = longer(batch.features, 7.0)
+    padded = Batch(features, longer(batch.tokens, 3), longer(batch.start), targets)
+    config = dataclasses.replace(config, positions=LENGTH + 5)
+    padded_loss, padded_tally = total_loss(model, padded, config, seeded(0))
+    assert padded_loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert torch.equal(padded_tally.rows, tally.rows)
+
+
+def test_the_rank_loss_trains_the_rank_head_alone(monkeypatch):
+    model = new_model()
+    batch, _ = language(sequences=2)
+    monkeypatch.setattr(objective, "soft_cross_entropy", lambda logits, _: logits.sum(-1) * 0.0)
+    config = ObjectiveConfig(blocks=2, positions=LENGTH, valid_prefix_mask=False)
+    total_loss(model, batch, config, seeded(0))[0].backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            assert bool((parameter.grad != 0).any()) == name.startswith("rank_head"), name
+
+
+def test_a_later_block_trains_the_block_it_descends_from(monkeypatch):
+    """The chained hidden state is not detached: block 2's loss reaches condition_proj."""
+    model = new_model()
+    batch, _ = language()
+    monkeypatch.setattr(objective, "_trunk_loss", lambda m, t, b, c, tally: b.start)
+    config = ObjectiveConfig(blocks=2, positions=LENGTH, valid_prefix_mask=False)
+    _, tally = total_loss(model, batch, config, seeded(0))
+    tally.terms[-2].backward()  # the draft loss of block 2's last slot
+    assert model.input_layer.condition_proj.weight.grad.abs().sum() > 0
+
+
+def test_an_all_padding_batch_has_no_loss():
+    model = new_model()
+    batch, _ = language()
+    batch = dataclasses.replace(batch, start=torch.zeros_like(batch.start))
+    loss, tally = total_loss(model, batch, ObjectiveConfig(positions=4), seeded(0))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert tally.rows.sum() == 0
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)

@@ -1,0 +1,348 @@
+import json
+import math
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specblock.tree.cost import (
+    BudgetController,
+    CostTable,
+    choose_leaves,
+    choose_nodes,
+    should_speculate,
+)
+from specblock.tree.survival import endings
+
+CPU = CostTable(
+    target=dict(zip((1, 4, 8, 16, 32, 64), (40, 67, 61, 66, 95, 190), strict=True)),
+    draft_first={1: 12, 4: 18, 8: 22},
+    draft_next={1: 10, 4: 13, 8: 16, 16: 22, 24: 30},
+    overhead=4,
+)
+GPU = CostTable({1: 20, 16: 20.5, 64: 21, 96: 22}, {1: 1.5, 8: 1.6}, {1: 1.5, 24: 1.8}, 1)
+STEEP = CostTable({1: 40, 2: 80}, {1: 4, 2: 5}, {1: 4, 24: 20}, 1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def random_costs(seed: int) -> CostTable:
+    source = random.Random(seed)
+
+    def table() -> dict[int, float]:
+        counts = source.sample(range(1, 40), source.randint(1, 6))
+        return {count: source.uniform(0.5, 3) for count in counts}
+
+    return CostTable(table(), table(), table(), source.uniform(0, 1))
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_seconds_never_fall_and_pass_through_what_was_measured(seed):
+    costs = random_costs(seed)
+    for table, of in (
+        (costs.target, costs.target_seconds),
+        (costs.draft_first, costs.draft_first_seconds),
+        (costs.draft_next, costs.draft_next_seconds),
+    ):
+        seconds = [of(count) for count in range(1, 90)]
+        assert all(a <= b + 1e-12 for a, b in pairwise(seconds))
+        for count in table:
+            highest = max(value for other, value in table.items() if other <= count)
+            assert of(count) == pytest.approx(highest)
+        assert of(0) == 0
+
+
+def test_lines_between_and_beyond():
+    costs = CostTable({1: 1.0, 3: 2.0, 5: 1.5, 9: 4.0})
+    got = [costs.target_seconds(rows) for rows in (1, 2, 3, 4, 5, 7, 9, 11)]
+    assert got == [1.0, 1.5, 2.0, 2.0, 2.0, 3.0, 4.0, 5.0]
+    assert CostTable({4: 2.0}).target_seconds(1) == CostTable({4: 2.0}).target_seconds(9) == 2.0
+    assert (costs.draft_first_seconds(3), costs.draft_next_seconds(3)) == (0.0, 0.0)
+    assert CPU.round_seconds(4, (8, 1), 15) == 18 + 16 + 10 + 67 + 4
+    assert CPU.plain_rate == 1 / 40
+
+
+def test_tables_survive_json_and_bad_ones_are_refused():
+    assert CostTable.from_dict(json.loads(json.dumps(CPU.to_dict()))) == CPU
+    assert CPU.target_seconds(10) > 0
+    assert CostTable.from_dict(CPU.to_dict()) == CPU
+    for wrong in ({}, {1: 0.0}, {0: 1.0}, {1: -1.0}, {1: math.nan}, {1: math.inf}):
+        with pytest.raises(ValueError, match="target"):
+            CostTable(wrong)
+    with pytest.raises(ValueError, match="draft_next"):
+        CostTable({1: 1.0}, draft_next={1: math.nan})
+    with pytest.raises(ValueError, match="overhead"):
+        CostTable({1: 1.0}, overhead=-1.0)
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(0, 60), rate=st.floats(0.01, 5))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_choices_equal_brute_force(seed, count, rate):
+    costs, source = random_costs(seed), random.Random(seed)
+    survival = sorted((source.random() ** 3 for _ in range(count)), reverse=True)
+
+    def value(nodes: int) -> float:
+        return 1 + sum(survival[:nodes]) - rate * costs.target_seconds(nodes + 1)
+
+    def speed(nodes: int) -> float:
+        seconds = 0.7 + costs.overhead + costs.target_seconds(nodes + 1)
+        return (1 + sum(survival[:nodes])) / seconds
+
+    def leaf_value(leaves: int) -> float:
+        return 1.3 * sum(survival[:leaves]) - rate * costs.draft_next_seconds(leaves)
+
+    tensor, every = torch.tensor(survival, dtype=torch.float64), range(count + 1)
+    chosen = choose_nodes(tensor, costs, 0.7, rate)
+    assert value(chosen) == pytest.approx(max(map(value, every)))
+    assert choose_nodes(tensor, costs, 99.0, rate) == chosen
+    assert speed(choose_nodes(tensor, costs, 0.7, None)) == pytest.approx(max(map(speed, every)))
+    leaves = choose_leaves(tensor, 1.3, costs, rate, 20)
+    assert leaves <= 20
+    best = max(map(leaf_value, range(min(count, 20) + 1)))
+    assert leaf_value(leaves) == pytest.approx(best)
+
+
+def test_free_rows_take_everything_and_dear_ones_only_the_certain():
+    survival = torch.tensor([0.999, 0.9, 0.5, 0.1, 0.01])
+    free = CostTable({1: 1.0, 100: 1.0})
+    assert choose_nodes(survival, free, 0.0, free.plain_rate) == 5
+    assert choose_leaves(survival, 1.0, free, free.plain_rate, 3) == 3
+    dear = CostTable({1: 1.0, 2: 2.0}, draft_next={1: 0.95, 2: 1.9})
+    assert choose_nodes(survival, dear, 0.0, dear.plain_rate) == 0
+    assert choose_leaves(survival, 1.0, dear, dear.plain_rate, 5) == 1
+    almost = CostTable({1: 1.0, 2: 1.95, 3: 2.9})
+    assert choose_nodes(survival, almost, 0.0, almost.plain_rate) == 1
+    assert choose_nodes(torch.zeros(0), free, 0.0, 1.0) == 0
+    assert choose_leaves(torch.zeros(0), 1.0, free, 1.0, 4) == 0
+    assert choose_leaves(survival, 1.0, free, 1.0, 0) == 0
+
+
+def test_pricing_time_beats_the_best_ratio_of_every_round():
+    """Why Dinkelbach: with good and bad rounds mixed, the choice by price is the faster one."""
+    costs = CostTable({1: 1.0, 2: 1.2, 30: 6.8})
+    rounds = [torch.full((30,), 0.9).cumprod(0), torch.full((30,), 0.3).cumprod(0)]
+
+    def speed(rate: float | None) -> float:
+        chosen = [choose_nodes(survival, costs, 0.5, rate) for survival in rounds]
+        pairs = list(zip(chosen, rounds, strict=True))
+        tokens = sum(1 + float(survival[:nodes].sum()) for nodes, survival in pairs)
+        return tokens / sum(0.5 + costs.target_seconds(nodes + 1) for nodes in chosen)
+
+    rate, history = 1.0, []
+    for _ in range(10):
+        rate = speed(rate)
+        history.append(rate)
+    assert history == sorted(history)
+    assert history[-1] == pytest.approx(history[-2])
+    assert history[-1] > speed(None) * 1.01
+
+
+def test_off_below_plain_and_back_after_the_wait():
+    assert should_speculate(0.0, 0, 50)
+    assert not should_speculate(-0.1, 49, 50)
+    assert should_speculate(-0.1, 50, 50)
+
+
+class World:
+    """Rounds of two blocks with known probabilities; the drafter's claims may be distorted.
+
+    `skill` scales how often drafts are right, `skew` distorts the log-odds, and `spell` is the
+    number of rounds after which the skill falls to a twentieth or comes back.
+    """
+
+    SLOTS = 4
+
+    def __init__(self, skill: float, skew: tuple[float, float], spell: int | None, seed: int):
+        self.source = random.Random(seed)
+        self.skill, self.skew, self.spell, self.time = skill, skew, spell, 0
+
+    def block(self, nodes: dict, at: int, skill: float, leaf: int) -> list[int]:
+        starters = []
+        for slot in range(self.SLOTS):
+            best = skill * 0.88**slot * self.source.betavariate(3, 1.2)
+            best = min(0.98, max(0.001, best))
+            rest = (1 - best) * 0.6 * min(1.0, skill)
+            first = len(nodes["parents"])
+            for probability in (best, rest / 2, rest / 4, rest / 8):
+                nodes["parents"].append(at)
+                nodes["truth"].append(probability)
+                nodes["leaf"].append(leaf)
+            starters += range(first + 1, first + 4)
+            at = first
+        return [*starters, at]
+
+    def round(self) -> dict:
+        good = self.spell is None or (self.time // self.spell) % 2 == 0
+        self.time += 1
+        skill = self.skill * (1 if good else 0.05) * 1.2 * self.source.betavariate(4, 1.5)
+        nodes = {"parents": [-1], "truth": [0.5], "leaf": [-1]}
+        nodes["starters"] = self.block(nodes, 0, skill, -1)
+        for leaf in nodes["starters"]:
+            self.block(nodes, leaf, skill * 0.95, leaf)
+        nodes["path"] = self.walk(nodes)
+        slope, bias = self.skew
+        odds = torch.tensor(nodes["truth"]).logit() * slope + bias
+        log_probs = torch.nn.functional.logsigmoid(odds)
+        log_probs[0] = 0.0
+        scores = log_probs.tolist()
+        for node in range(1, len(scores)):
+            scores[node] += scores[nodes["parents"][node]]
+        return {**nodes, "log_probs": log_probs, "scores": scores}
+
+    def walk(self, nodes: dict) -> list[int]:
+        children: dict[int, list[int]] = {}
+        for node, parent in enumerate(nodes["parents"]):
+            children.setdefault(parent, []).append(node)
+        path, going = [], 0
+        while going is not None:
+            path.append(going)
+            u, going = self.source.random(), None
+            for child in children.get(path[-1], []):
+                u -= nodes["truth"][child]
+                if u < 0:
+                    going = child
+                    break
+        return path
+
+
+def fixed_speed(rounds: list[dict], costs: CostTable, leaves: int, size: int) -> float:
+    tokens = seconds = 0.0
+    for nodes in rounds:
+        scores = nodes["scores"]
+        starters = sorted(nodes["starters"], key=lambda node: -scores[node])
+        allowed = {-1, *starters[:leaves]}
+        candidates = [n for n in range(1, len(scores)) if nodes["leaf"][n] in allowed]
+        verified = set(sorted(candidates, key=lambda node: -scores[node])[:size])
+        accepted = 1
+        while accepted < len(nodes["path"]) and nodes["path"][accepted] in verified:
+            accepted += 1
+        tokens += accepted
+        seconds += costs.round_seconds(accepted, (leaves,), len(verified))
+    return tokens / seconds
+
+
+def controlled_round(control: BudgetController, nodes: dict) -> tuple[int, tuple[int, int]]:
+    """Tokens of one speculating round, and its leaves and nodes."""
+    leaf = torch.tensor(nodes["leaf"])
+    parents, log_probs = torch.tensor(nodes["parents"]), nodes["log_probs"]
+    first = int((leaf < 0).sum())
+    classes = torch.zeros(len(leaf), dtype=torch.int64)
+    reached = control.model.survival(log_probs[:first], classes[:first], parents[:first])
+    ends = endings(reached, parents[:first])
+    starters = torch.tensor(nodes["starters"])
+    starters = starters[ends[starters].argsort(descending=True, stable=True)]
+    count = control.leaves(ends[starters], 24)
+
+    # The candidates as a tree of their own: `kept` maps its indices to the world's.
+    kept = torch.isin(leaf, torch.cat((torch.tensor([-1]), starters[:count]))).nonzero().squeeze(1)
+    place = torch.zeros(len(leaf), dtype=torch.int64)
+    place[kept] = torch.arange(len(kept))
+    below = place[parents[kept]]
+    below[0] = -1
+    reached = control.model.survival(log_probs[kept], classes[kept], below)
+    order = reached[1:].argsort(descending=True, stable=True) + 1
+    size = control.nodes(reached[order], leaf[kept][order] >= 0)
+    verified = torch.cat((torch.zeros(1, dtype=torch.int64), order[:size]))
+
+    row = {int(kept[node]): index for index, node in enumerate(verified)}
+    path = [0]
+    while len(path) < len(nodes["path"]) and nodes["path"][len(path)] in row:
+        path.append(nodes["path"][len(path)])
+    trials = [
+        [(row[n], n in path) for n in row if n and nodes["parents"][n] == node] for node in path
+    ]
+    control.update(log_probs[kept][verified], classes[: size + 1], trials)
+    return len(path), (count, size)
+
+
+def controlled_speed(rounds: list[dict], costs: CostTable) -> tuple[float, BudgetController, list]:
+    control, tokens, seconds, backlog, budgets = BudgetController(costs), 0.0, 0.0, 0, []
+    for nodes in rounds:
+        if control.speculate():
+            got, budget = controlled_round(control, nodes)
+            tokens += got
+            seconds += costs.round_seconds(backlog + got, budget[:1], budget[1])
+            backlog = 0
+            budgets.append(budget)
+        else:
+            control.update_plain()
+            tokens, seconds, backlog = tokens + 1, seconds + costs.target_seconds(1), backlog + 1
+            budgets.append(None)
+    return tokens / seconds, control, budgets
+
+
+WORLDS = {
+    "good": (1.0, (1.0, 0.0), None),
+    "fair, flat claims": (0.8, (0.7, 0.5), None),
+    "poor, overconfident": (0.5, (1.0, 1.0), None),
+    "useless, overconfident": (0.05, (1.0, 1.0), None),
+    "by turns": (1.0, (1.0, 0.0), 80),
+}
+
+
+@pytest.mark.parametrize("costs", [CPU, GPU, STEEP], ids=["cpu", "gpu", "steep"])
+@pytest.mark.parametrize("world", WORLDS)
+def test_never_slower_than_plain_and_close_to_the_best_fixed_budget(world, costs):
+    made = World(*WORLDS[world], seed=1)
+    rounds = [made.round() for _ in range(320)]
+    speed, control, budgets = controlled_speed(rounds, costs)
+    budget_grid = [(leaves, size) for leaves in (0, 4, 13) for size in (1, 4, 15, 60)]
+    best = max(fixed_speed(rounds, costs, *budget) for budget in budget_grid)
+    assert speed >= 0.94 * costs.plain_rate
+    assert speed >= 0.94 * best
+    if best < 0.9 * costs.plain_rate and world != "by turns":
+        assert budgets.count(None) > 200
+        assert control.lead < 1
+    if best > 1.2 * costs.plain_rate:
+        assert speed > 1.15 * costs.plain_rate
+
+
+def test_big_trees_where_rows_are_free_and_small_ones_where_they_are_not():
+    made = World(1.0, (1.0, 0.0), None, 2)
+    rounds = [made.round() for _ in range(150)]
+    sizes = {}
+    for name, costs in (("cpu", CPU), ("gpu", GPU)):
+        budgets = [budget for budget in controlled_speed(rounds, costs)[2] if budget is not None]
+        sizes[name] = [sum(column) / len(budgets) for column in zip(*budgets, strict=True)]
+    assert sizes["gpu"][0] > 3 * sizes["cpu"][0]
+    assert sizes["gpu"][1] > 2 * sizes["cpu"][1]
+
+
+def test_it_recovers_when_the_text_becomes_easy():
+    hard, easy = World(0.05, (1.0, 0.0), None, 3), World(1.0, (1.0, 0.0), None, 4)
+    rounds = [hard.round() for _ in range(150)] + [easy.round() for _ in range(500)]
+    budgets = controlled_speed(rounds, GPU)[2]
+    assert budgets[:150].count(None) > 100
+    assert budgets[-100:].count(None) == 0
+
+
+def test_another_text_gets_a_trial_soon_and_no_old_credit():
+    control = BudgetController(CPU)
+    while control.speculate():
+        control.nodes(torch.zeros(0))
+        control.update(torch.zeros(1), torch.zeros(1, dtype=torch.int64), [[]])
+    control.update_plain()
+    control._wait = 1000
+    control.begin()
+    waited = 0
+    while not control.speculate():
+        control.update_plain()
+        waited += 1
+    assert waited < 80
+    rich = BudgetController(CPU)
+    rich.lead = rich.MAX_LEAD
+    rich.begin()
+    assert rich.lead == rich.CREDIT
+
+
+def test_equal_rounds_lead_to_equal_choices():
+    made = World(0.7, (1.0, 0.5), 30, 5)
+    rounds = [made.round() for _ in range(120)]
+    assert controlled_speed(rounds, CPU)[2] == controlled_speed(rounds, CPU)[2]
