@@ -19,7 +19,18 @@ _PUBLIC = {
     "custom_generate": "specblock.engine.hf",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "Chunk",
+    "Drafter",
+    "Generation",
+    "GenerationConfig",
+    "GenerationStats",
+    "SpecBlockError",
+    "Speculator",
+    "__version__",
+    "custom_generate",
+    "load",
+]
 
 if TYPE_CHECKING:
     from specblock.config import GenerationConfig

@@ -49,7 +49,8 @@ def test_drafter_or_not_makes_no_difference(speculator):
     for settings in ({}, {"temperature": 0.9, "seed": 4}):
         ours = speculator.generate("w9", max_new_tokens=30, **settings)
         plain = speculator.generate("w9", max_new_tokens=30, use_drafter=False, **settings)
-        assert ours.token_ids == plain.token_ids and ours.finish_reason == plain.finish_reason
+        assert ours.token_ids == plain.token_ids
+        assert ours.finish_reason == plain.finish_reason
         assert plain.stats.accepted_length in (0.0, 1.0)
 
 
@@ -95,7 +96,8 @@ def test_bad_prompts_are_refused_in_a_sentence(speculator):
 
 def test_statistics_add_up(speculator):
     stats = speculator.generate("w7", max_new_tokens=20, ignore_eos=True).stats
-    assert stats.round_tokens >= 19 and stats.rounds >= 1
+    assert stats.round_tokens >= 19
+    assert stats.rounds >= 1
     assert stats.accepted_length == pytest.approx(stats.round_tokens / stats.rounds)
     assert sum(stats.accepted_by_depth) == stats.round_tokens - stats.rounds
     assert 0 < stats.draft_seconds + stats.verify_seconds + stats.prefill_seconds <= stats.seconds

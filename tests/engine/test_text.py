@@ -16,9 +16,8 @@ class Bytes:
 @given(st.text(max_size=40), st.integers(1, 5))
 def test_pieces_add_up_and_hold_no_half_character(text, size):
     data = list(text.encode())
-    stream, shown = TextStream(Bytes()), []
-    for start in range(0, len(data), size):
-        shown.append(stream.push(data[start : start + size]).text)
+    stream = TextStream(Bytes())
+    shown = [stream.push(data[n : n + size]).text for n in range(0, len(data), size)]
     shown.append(stream.flush())
     assert "".join(shown) == text
     assert "�" not in "".join(shown) or "�" in text

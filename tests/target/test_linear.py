@@ -40,7 +40,9 @@ def test_routes_agree_and_are_contiguous(route, bias, dtype):
             None if linear.bias is None else linear.bias.double(),
         )
         y = linear.compute(x, route)
-        assert y.shape == (*shape[:-1], 80) and y.is_contiguous() and y.dtype == dtype
+        assert y.shape == (*shape[:-1], 80)
+        assert y.is_contiguous()
+        assert y.dtype == dtype
         torch.testing.assert_close(y.double(), exact, atol=tolerance, rtol=tolerance)
 
 

@@ -79,7 +79,8 @@ def test_a_reset_forgets_and_reuses_the_cache():
     first = target.prefill(prompt(8)).logits
     cache = target.cache
     target.reset(32)
-    assert target.length == 0 and target.cache is cache
+    assert target.length == 0
+    assert target.cache is cache
     torch.testing.assert_close(target.prefill(prompt(8)).logits, first)
 
 

@@ -12,7 +12,6 @@ from specblock.training.losses import (
     rank_of_best,
     rank_soft_targets,
     soft_cross_entropy,
-    valid_prefix,
 )
 
 ROWS, VOCAB = 6, 17
@@ -152,19 +151,6 @@ def test_masked_rows_take_no_part_in_the_rank_loss():
     mask = torch.tensor([True, False, True, False, True])
     rank_loss(rank_logits, torch.tensor([0, 1, 2, 3, 0]), mask, 10.0)[0].backward()
     assert (rank_logits.grad.abs().sum(-1) > 0).tolist() == mask.tolist()
-
-
-def test_valid_prefix():
-    generator = torch.Generator().manual_seed(6)
-    correct = torch.rand(50, 4, generator=generator) < 0.7
-    usable = torch.rand(50, 4, generator=generator) < 0.8
-    start = torch.rand(50, generator=generator) < 0.8
-    mask = valid_prefix(correct, usable, start)
-    for row in range(50):
-        chain = bool(start[row])
-        for slot in range(4):
-            assert bool(mask[row, slot]) == (chain and bool(usable[row, slot]))
-            chain = chain and bool(correct[row, slot])
 
 
 def test_targets_at_rows():

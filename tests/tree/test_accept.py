@@ -243,7 +243,7 @@ SAMPLED = [name for name, given_settings in SAMPLERS.items() if "temperature" in
 
 @pytest.mark.parametrize("settings_name", SAMPLED)
 def test_a_grid_of_noise_reproduces_the_distribution_of_the_target(monkeypatch, settings_name):
-    steps, prompt, model = 24, [2, 0], ToyModel(4, 11, ties=False)
+    steps, prompt, model = 20, [2, 0], ToyModel(4, 11, ties=False)
     params = SamplingParams(**SAMPLERS[settings_name])
     counts = Counter()
     for first, second in product(range(steps), repeat=2):

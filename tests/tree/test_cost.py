@@ -306,7 +306,7 @@ def test_never_slower_than_plain_and_close_to_the_best_fixed_budget(world, costs
 
 def test_big_trees_where_rows_are_free_and_small_ones_where_they_are_not():
     made = World(1.0, (1.0, 0.0), None, 2)
-    rounds = [made.round() for _ in range(150)]
+    rounds = [made.round() for _ in range(80)]
     sizes = {}
     for name, costs in (("cpu", CPU), ("gpu", GPU)):
         budgets = [budget for budget in controlled_speed(rounds, costs)[2] if budget is not None]
@@ -317,7 +317,7 @@ def test_big_trees_where_rows_are_free_and_small_ones_where_they_are_not():
 
 def test_it_recovers_when_the_text_becomes_easy():
     hard, easy = World(0.05, (1.0, 0.0), None, 3), World(1.0, (1.0, 0.0), None, 4)
-    rounds = [hard.round() for _ in range(150)] + [easy.round() for _ in range(500)]
+    rounds = [hard.round() for _ in range(150)] + [easy.round() for _ in range(300)]
     budgets = controlled_speed(rounds, GPU)[2]
     assert budgets[:150].count(None) > 100
     assert budgets[-100:].count(None) == 0
@@ -340,6 +340,42 @@ def test_another_text_gets_a_trial_soon_and_no_old_credit():
     rich.lead = rich.MAX_LEAD
     rich.begin()
     assert rich.lead == rich.CREDIT
+
+
+def rounds_until_off(control: BudgetController, survival: torch.Tensor, tokens: int) -> int:
+    """Rounds in which the model expects `survival` and `tokens` come, till speculation is off."""
+    for count in range(200):
+        if not control.speculate():
+            return count
+        nodes = control.nodes(survival)
+        control.update(torch.zeros(nodes + 1), torch.zeros(nodes + 1).long(), [[]] * tokens)
+    return 200
+
+
+def test_a_long_good_stretch_does_not_pay_for_a_bad_one():
+    control = BudgetController(CPU)
+    assert rounds_until_off(control, torch.full((8,), 0.9).cumprod(0), 6) == 200
+    assert control.lead == control.MAX_LEAD
+    assert rounds_until_off(control, torch.full((8,), 0.01), 1) < 20
+
+
+def test_expectations_that_do_not_come_true_are_corrected():
+    good = torch.full((8,), 0.9).cumprod(0)
+    assert rounds_until_off(BudgetController(CPU), good, 1) < 40
+    # And the other way round: more comes than expected.
+    assert rounds_until_off(BudgetController(CPU), torch.full((8,), 0.2), 6) == 200
+
+
+def test_a_trial_verifies_something_whatever_the_survival_model_says():
+    control = BudgetController(CPU)
+    hopeless = torch.full((8,), 1e-6)
+    rounds_until_off(control, hopeless, 1)
+    while not control.speculate():
+        control.update_plain()
+    assert control.nodes(hopeless) == control.TRIAL_NODES
+    assert control.nodes(hopeless[:1]) == 1
+    control.lead = control.MAX_LEAD
+    assert control.nodes(hopeless) == 0
 
 
 def test_equal_rounds_lead_to_equal_choices():

@@ -43,6 +43,17 @@ def reference(logits, params, context):
     return scores[0]
 
 
+def assert_as_in_transformers(logits, params, context, prompt_length):
+    """Equal, except for which of several equal tokens stay at the edge of top-p."""
+    got = process(logits, params, context, prompt_length)
+    wanted = reference(logits, params, context)
+    assert got.dtype == torch.float32
+    assert torch.equal(got.sort().values, wanted.sort().values)
+    everything = reference(logits, replace(params, top_k=0, top_p=1.0, min_p=0.0), context)
+    kept = got > -math.inf
+    assert torch.equal(got[kept], everything[kept])
+
+
 @given(
     size=st.integers(1, 300),
     scale=st.sampled_from([0.1, 1.0, 5.0]),
@@ -62,10 +73,8 @@ def test_process_equals_transformers(
     context = torch.randint(0, size, (12,), generator=generator).tolist()
     params = SamplingParams(temperature, top_k, top_p, min_p, repetition)
     before = logits.clone()
-    got = process(logits, params, context, 5)
+    assert_as_in_transformers(logits, params, context, 5)
     assert torch.equal(logits, before)
-    assert got.dtype == torch.float32
-    assert torch.equal(got, reference(logits, params, context))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,7 @@ def test_process_equals_transformers_on_ties_and_edges(logits):
     ranges = ([1.0, 0.5], [0, 1, 2, 3], [0.0, 0.25, 0.5, 0.9, 1.0], [0.0, 0.5, 1.0])
     for values in product(*ranges):
         params = SamplingParams(*values)
-        assert torch.equal(process(logits, params, [], 0), reference(logits, params, [])), params
+        assert_as_in_transformers(logits, params, [], 0)
 
 
 @pytest.mark.parametrize("top_k", [0, 50])
@@ -94,14 +103,20 @@ def test_large_vocabulary_filters(top_k):
         logits = torch.randn(49152, generator=torch.Generator().manual_seed(seed)) * 3
         params = SamplingParams(0.8, top_k, 0.9, 0.001, 1.1)
         context = list(range(0, 2000, 3))
-        got, wanted = process(logits, params, context, 9), reference(logits, params, context)
-        assert torch.equal(got, wanted)
+        assert_as_in_transformers(logits, params, context, 9)
 
 
-def test_half_precision_logits_are_processed_in_float32():
-    logits = torch.randn(64, dtype=torch.bfloat16)
-    params = SamplingParams(0.7, 10, 0.9)
-    assert torch.equal(process(logits, params, [], 0), reference(logits, params, []))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_processed_in_float32(dtype):
+    for seed in range(100):  # full of ties
+        logits = torch.randn(64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        assert_as_in_transformers(logits, SamplingParams(0.7, 10, 0.9), [], 0)
+
+
+def test_of_equal_tokens_the_higher_ids_stay_in_the_nucleus():
+    for size in (4, 64, 1000):
+        got = process(torch.zeros(size), SamplingParams(1.0, top_p=0.5), [], 0)
+        assert (got > -math.inf).nonzero().squeeze(1).tolist() == list(range(size // 2, size))
 
 
 def test_token_ids_without_a_logit_need_no_penalty():
@@ -236,6 +251,16 @@ def test_draw_goes_through_the_tokens_in_the_order_of_their_ids(top_k, top_p, mi
         cumulative = process(logits, params, [], 0).double().softmax(-1).cumsum(-1)
         wanted = int((cumulative > uniform(seed, 9)).nonzero()[0])
         assert draw(logits, params, [], 0, 9) == wanted
+
+
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_the_route_for_parallel_sums_draws_the_same_tokens(monkeypatch, top_k):
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(2))
+    logits[::3] = -math.inf
+    params = SamplingParams(1.0, top_k, seed=4)
+    wanted = [draw(logits, params, [], 0, position) for position in range(200)]
+    monkeypatch.setattr(sampling, "_sums_in_order", lambda _: False)
+    assert wanted == [draw(logits, params, [], 0, position) for position in range(200)]
 
 
 def test_draw_depends_on_seed_and_position_only_through_the_noise():

@@ -78,6 +78,14 @@ def test_survival_is_the_product_along_the_path(size, seed, fresh):
     assert ends.min() >= 0
 
 
+def test_even_certain_children_come_after_their_parents():
+    chain = torch.arange(-1, 40)
+    log_probs, classes = torch.zeros(41), torch.zeros(41, dtype=torch.int64)
+    got = SurvivalModel.fresh().survival(log_probs, classes, chain)
+    assert torch.all(got[1:] < got[:-1])
+    assert got[-1] > 0.99
+
+
 def test_a_pool_is_a_tree_without_its_root():
     tree, model = random_tree(30, 4), trained(4)
     whole = model.survival(tree.log_probs, tree.rank_classes, tree.parents)

@@ -113,14 +113,13 @@ def calibrate(
 
     ``on_step`` is told what is being measured.
     """
-    torch.manual_seed(seed)
     routes = RouteTable()
     if target.device.type == "cpu":
         on_step("matrix products")
         linears = [*target.linears, *_drafter_linears(drafter)]
         routes = measure_routes(linears, max_extra_bytes=_spare_memory())
     use_routes(target, drafter, routes)
-    costs = measure_costs(target, drafter, on_step)
+    costs = measure_costs(target, drafter, on_step, seed)
     calibration = Calibration(routes, costs)
     key = calibration_key(target, drafter)
     text = json.dumps({"key": key, "calibration": calibration.to_dict()}, indent=1)
@@ -145,21 +144,24 @@ def _spare_memory() -> int:
 
 
 def measure_costs(
-    target: Target, drafter: Drafter | None, on_step: Callable[[str], None]
+    target: Target, drafter: Drafter | None, on_step: Callable[[str], None], seed: int = 0
 ) -> CostTable:
-    """Median seconds of every kind of call, measured in turn over a context of 256 tokens."""
+    """Seconds of every kind of call, measured in turn over a context of 256 tokens."""
     length = min(_CONTEXT, target.context_length // 2)
-    prompt = torch.randint(0, target.vocab_size, (length,), device=target.device)
+    # a generator of its own: measuring must not move the program's random numbers
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.randint(0, target.vocab_size, (length,), generator=generator)
+    prompt = prompt.to(target.device)
     target.reset(length + TARGET_ROWS[-1])
     features = target.prefill(prompt).features
     on_step("the target over 1 to 96 nodes")
     trees = {rows: _chain(rows, target) for rows in TARGET_ROWS}
-    verify = _medians({rows: _call(target.verify, tree) for rows, tree in trees.items()}, target)
+    verify = _quartiles({rows: _call(target.verify, tree) for rows, tree in trees.items()}, target)
     if drafter is None:
         return CostTable(verify)
     on_step("the drafter's blocks")
     first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
-    draft_first, draft_next = _medians(first, target), _medians(later, target)
+    draft_first, draft_next = _quartiles(first, target), _quartiles(later, target)
     on_step("whole rounds")
     table = CostTable(verify, draft_first, draft_next)
     return CostTable(verify, draft_first, draft_next, _overhead(target, drafter, prompt, table))
@@ -176,8 +178,11 @@ def _chain(rows: int, target: Target) -> DraftTree:
     return DraftTree(index, index - 1, index, zero, zero, torch.zeros_like(index))
 
 
-def _medians(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
-    """Median seconds per call; all calls in turn, so that a drifting clock hits all alike."""
+def _quartiles(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
+    """Lower quartile of the seconds per call: other work on the machine only ever adds time.
+
+    All calls in turn, so that a drifting clock hits all alike.
+    """
     seconds: dict[int, list[float]] = {size: [] for size in calls}
     for repetition in range(_REPETITIONS + 1):
         for size, call in calls.items():
@@ -187,7 +192,7 @@ def _medians(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, 
             _synchronise(target)
             if repetition:  # the first pass warms up
                 seconds[size].append(time.perf_counter() - started)
-    return {size: sorted(times)[len(times) // 2] for size, times in seconds.items()}
+    return {size: sorted(times)[len(times) // 4] for size, times in seconds.items()}
 
 
 def _synchronise(target: Target) -> None:
@@ -213,5 +218,5 @@ def _overhead(target: Target, drafter: Drafter, prompt: torch.Tensor, costs: Cos
         own = costs.target_seconds(1)
         if speculate:
             own = costs.round_seconds(1, (leaves,), nodes)
-        beyond.append(sorted(seconds)[len(seconds) // 2] - own)
+        beyond.append(sorted(seconds)[len(seconds) // 4] - own)
     return max(0.0, beyond[0] - beyond[1])

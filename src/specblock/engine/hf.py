@@ -62,7 +62,7 @@ def custom_generate(
             tokenizer fingerprint is not checked: ``generate`` keeps the tokenizer to itself.
 
     ``generate`` of transformers does not hand a ``streamer`` on to callables; where one arrives it
-    is served after each sequence. Use :meth:`specblock.Speculator.stream` to see tokens as they come.
+    is served after each sequence. Use :meth:`specblock.Speculator.stream` to see tokens come.
 
     Raises :class:`ConfigError` for beams, several return sequences, custom logits processors.
     """

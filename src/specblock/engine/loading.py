@@ -11,8 +11,7 @@ import torch
 
 from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
-from specblock.drafters.specblock.checkpoint import load_checkpoint
-from specblock.drafters.specblock.config import SpecBlockConfig
+from specblock.drafters.specblock.checkpoint import load_checkpoint, read_config
 from specblock.drafters.specblock.drafter import SpecBlockDrafter
 from specblock.engine.calibrate import calibrate as measure
 from specblock.engine.calibrate import load_calibration, use_routes
@@ -127,7 +126,7 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | None:
 
 def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2) -> SpecBlockDrafter:
     """A drafter for ``network``; raises :class:`CheckpointError` where it does not fit."""
-    config = SpecBlockConfig.load(folder)
+    config = read_config(folder)
     target = text_config(network)
     check_fits(
         config,

@@ -46,13 +46,13 @@ class TextStream:
         """
         if not self._stops:
             return self.push(ids), len(ids)
-        shown = []
+        shown = ""
         for used, token in enumerate(ids, 1):
             piece = self.push([token])
-            shown.append(piece.text)
+            shown += piece.text
             if piece.stopped:
-                break
-        return Piece("".join(shown), piece.stopped), used
+                return Piece(shown, True), used
+        return Piece(shown, False), len(ids)
 
     def flush(self) -> str:
         """What was held back, at the end of the generation."""

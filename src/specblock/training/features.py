@@ -52,9 +52,9 @@ class FeatureReader:
         self._to_draft = t2d.long().cumsum(0) - 1
         self._tap = FeatureTap(model, feature_layers)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, answer: Answer) -> Sequence:
-        """Features and targets of one answer. Tensors are plain, usable under autograd."""
+        """Features and targets of one answer, on the CPU."""
         ids = torch.tensor(answer.ids, device=self.model.device)
         first, pairs = len(answer.prompt_ids), ids.numel() - 1
         rows = torch.arange(first, pairs + 1, device=ids.device)

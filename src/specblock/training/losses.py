@@ -85,17 +85,3 @@ def rank_loss(
         counts = torch.bincount(labels[mask], minlength=classes).clamp(min=1)
         weight = weight * (budget_per_class / counts).clamp(max=1.0)[labels]
     return (weight * distance * cross).sum(), weight.sum()
-
-
-def valid_prefix(correct: Tensor, usable: Tensor, start: Tensor) -> Tensor:
-    """The valid-prefix mask, bool [..., K].
-
-    Slot k is trained where it is usable and every slot before it was right. A slot that is not
-    usable is left out but does not break the chain by itself; being wrong does.
-
-    Args:
-        correct: bool [..., K], the slot's arg-max is the target's; usable: bool [..., K];
-        start: bool [...], where the chain begins at all.
-    """
-    before = torch.cat((torch.ones_like(correct[..., :1]), correct[..., :-1]), dim=-1)
-    return start[..., None] & usable & before.cumprod(-1).bool()

@@ -188,7 +188,7 @@ def _sample_positions(
 ) -> tuple[Tensor, Tensor]:
     """``config.positions`` start positions per sequence, int64 [B, M], and which are real.
 
-    With the valid-prefix mask, half of them are drawn where slot 0 was right: elsewhere block 1
+    With the valid-prefix mask those where slot 0 was right are preferred: elsewhere block 1
     trains nothing, though a second block from slot 0's alternatives still does.
     """
     noise = torch.rand(start.shape, generator=generator, device=start.device)

@@ -97,11 +97,11 @@ def train_drafter(
     """
     torch.manual_seed(recipe.train.seed)
     answers = read_answers(answers_path)
-    counts = count_tokens(answers, text_config(target).vocab_size)
-    d2t, t2d, coverage = draft_vocabulary(counts, recipe.draft_vocab_size)
     training, held_out = split_held_out(answers, recipe.held_out)
+    counts = count_tokens(training, text_config(target).vocab_size)
+    d2t, t2d, coverage = draft_vocabulary(counts, recipe.draft_vocab_size)
     report(
-        f"{len(answers)} answers, {int(counts.sum())} tokens; "
+        f"{len(training)} answers, {int(counts.sum())} tokens; "
         f"the draft vocabulary of {len(d2t)} covers {coverage:.2%} of them"
     )
     drafter = new_drafter(target, drafter_config(target, recipe, tokenizer, name), d2t, t2d)
@@ -132,7 +132,7 @@ def new_drafter(target, config: SpecBlockConfig, d2t: Tensor, t2d: Tensor) -> Sp
     drafter = SpecBlockModel(config)
     drafter.d2t.copy_(d2t)
     drafter.t2d.copy_(t2d)
-    attach_target(drafter, target)
+    attach_target(drafter, target, head=config.target_lm_head)
     drafter.lm_head.weight.requires_grad_(not config.target_lm_head)
     return drafter
 

@@ -56,15 +56,16 @@ def copy_target_layers(drafter: SpecBlockModel, target: nn.Module) -> None:
                 "train from scratch with warm_start: false."
             )
         own.load_state_dict({key: value.float() for key, value in state.items()})
-    attach_target(drafter, target)
+    attach_target(drafter, target, head=True)
     drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
 
 
 @torch.no_grad()
-def attach_target(drafter: SpecBlockModel, target: nn.Module) -> None:
-    """Fill the embeddings, and the head where it is the target's, from the target."""
+def attach_target(drafter: SpecBlockModel, target: nn.Module, *, head: bool) -> None:
+    """Fill the embeddings from the target, and with ``head`` the rows of the head too."""
     drafter.input_layer.embed_tokens.weight.copy_(target.get_input_embeddings().weight)
-    drafter.lm_head.weight.copy_(target.get_output_embeddings().weight[drafter.t2d])
+    if head:
+        drafter.lm_head.weight.copy_(target.get_output_embeddings().weight[drafter.t2d])
 
 
 def unit(x: Tensor) -> Tensor:

@@ -225,7 +225,7 @@ class BudgetController:
         self.lead = self._granted = self.FIRST_CREDIT
         self._trial_share = trial_share
         self._idle, self._wait = 0, 0
-        self._surprise = _Recent(0.98, 0.0, 10.0)
+        self._surprise = _Recent(0.97, 0.0, 5.0)
         self._overall = _Recent(0.98, 1.0, costs.target_seconds(1))
         self._gain = _Recent(0.98, 4.0, 4.0)
         self._leaves, self._leaf_mass, self._expected = [], 0.0, 1.0

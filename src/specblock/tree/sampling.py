@@ -185,13 +185,21 @@ def _distribution(
     scores = _penalise(logits.float(), params, context, prompt_length) / params.temperature
     ids = _support(scores, params)
     probabilities = (scores if ids is None else scores[ids]).double().softmax(dim=-1)
-    if scores.device.type == "cpu":
+    if _sums_in_order(scores.device):
         return ids, probabilities.cumsum(dim=-1)
-    # A parallel prefix sum rounds differently at every element: it can fall, and it can rise at a
-    # token of probability zero. Without such tokens, and made monotone, it is a CDF again.
+    # Without tokens of probability zero, and made monotone, it is a CDF again.
     possible = probabilities.nonzero().squeeze(1)
     cumulative = probabilities[possible].cumsum(dim=-1).cummax(dim=-1).values
     return possible if ids is None else ids[possible], cumulative
+
+
+def _sums_in_order(device: torch.device) -> bool:
+    """Whether cumsum adds one element after the other.
+
+    A parallel prefix sum rounds differently at every element: it can fall, and it can rise at a
+    token of probability zero.
+    """
+    return device.type == "cpu"
 
 
 def _locate(cumulative: Tensor, u: float) -> tuple[int, float]:
@@ -248,7 +256,8 @@ def _nucleus(scores: Tensor, top_p: float) -> Tensor:
     """Ascending indices of the nucleus: what top-p removes is the tail of mass up to 1 - top_p.
 
     n tokens below (1 - top_p) / n each weigh less than 1 - top_p together, so all of them belong
-    to the tail whatever their order: only the few others are sorted.
+    to the tail whatever their order: only the few others are sorted. Of equal tokens at the edge
+    those with higher ids stay, on every device (transformers leaves that to an unstable sort).
     """
     probabilities = scores.softmax(dim=-1)
     candidates = (probabilities > 0.99 * (1.0 - top_p) / len(scores)).nonzero().squeeze(1)

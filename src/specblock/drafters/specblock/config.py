@@ -39,7 +39,7 @@ class SpecBlockConfig:
     rank_classes: int = 4
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    # 0 = not recorded; otherwise specblock.drafters.fingerprint of the target's tokenizer
+    # of the target's tokenizer (specblock.drafters.fingerprint); empty: not recorded
     tokenizer_fingerprint: str = ""
     target_name: str = ""
     feature_convention: str = FEATURE_CONVENTION
@@ -77,8 +77,8 @@ class SpecBlockConfig:
         kind = data.pop("drafter_type", None)
         if kind != DRAFTER_TYPE:
             raise CheckpointError(
-                f"config.json describes a drafter of type {kind!r}, not {DRAFTER_TYPE!r}; published "
-                "checkpoints are turned into this format by `specblock convert`."
+                f"config.json describes a drafter of type {kind!r}, not {DRAFTER_TYPE!r}; "
+                "published checkpoints are turned into this format by `specblock convert`."
             )
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in data:

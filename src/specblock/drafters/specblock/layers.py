@@ -29,7 +29,6 @@ class Rotary(nn.Module):
     def __init__(self, head_dim: int, theta: float):
         super().__init__()
         self.head_dim, self.theta = head_dim, theta
-        self._table: tuple[Tensor, Tensor] | None = None
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin ``[..., 1, head_dim]`` fp32 for integer ``positions [...]``."""
@@ -144,7 +143,7 @@ class DraftLayer(nn.Module):
         self.mlp = MLP(config)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated q ``[..., heads, d]``, rotated k and v ``[..., kv_heads, d]`` of ``x [..., H]``."""
+        """Rotated q ``[..., heads, d]``, rotated k and plain v ``[..., kv_heads, d]``."""
         normed = self.input_layernorm(x)
         attn = self.self_attn
         split = (-1, attn.head_dim)

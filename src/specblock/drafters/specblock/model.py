@@ -54,7 +54,7 @@ class SpecBlockModel(nn.Module):
         """Hidden states ``[..., H]`` (before the final norm) of entries ``x [..., H]``.
 
         Args:
-            shifted: maps the entries to the previous slot's (slot 0: its own), the layer-wise shift.
+            shifted: the layer-wise shift: entries to those of the previous slot (slot 0: its own).
             positions: int64 [...], rotary position of every entry.
             attend: ``(layer, q, k, v) -> [..., heads * d]``.
         """
