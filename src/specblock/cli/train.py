@@ -66,13 +66,12 @@ def train(
     model: options.Model = options.DEFAULT_MODEL,
     epochs: Annotated[int, typer.Option(min=1)] = 5,
     batch_sequences: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 8,
-    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 5e-4,
+    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 2e-4,
     draft_vocab_size: Annotated[int, typer.Option(min=1)] = 12288,
     from_scratch: Annotated[
         bool, typer.Option(help="Random layers instead of the target's last ones.")
     ] = False,
     seed: options.Seed = 0,
-    device: options.Device = "cpu",
     threads: options.Threads = None,
     minutes: Minutes = None,
 ) -> None:
@@ -85,7 +84,7 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    network, tokenizer = load_model(model, dtype="bfloat16", device=device)
+    network, tokenizer = load_model(model, dtype="bfloat16")
     recipe = DrafterRecipe(
         draft_vocab_size=draft_vocab_size,
         from_scratch=from_scratch,

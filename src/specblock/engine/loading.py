@@ -116,7 +116,8 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | None:
         return None
     if drafter != "auto":
         return Path(drafter)
-    if model.rsplit("/", 1)[-1].lower() == DEFAULT_MODEL:
+    # the converted model's folder is the name with a digest behind it
+    if Path(model).name.lower().startswith(DEFAULT_MODEL):
         shipped = Path(str(resources.files("specblock") / "weights" / DEFAULT_MODEL))
         if (shipped / "config.json").is_file():
             return shipped

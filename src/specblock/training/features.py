@@ -39,7 +39,7 @@ class Sequence:
 
 
 class FeatureReader:
-    """Runs the target over answers, one sequence per forward, nothing padded.
+    """Runs the target over answers.
 
     Args:
         model: the frozen causal LM. feature_layers: outputs of these decoder layers.
@@ -52,27 +52,42 @@ class FeatureReader:
         self._to_draft = t2d.long().cumsum(0) - 1
         self._tap = FeatureTap(model, feature_layers)
 
-    @torch.no_grad()
     def read(self, answer: Answer) -> Sequence:
         """Features and targets of one answer, on the CPU."""
-        ids = torch.tensor(answer.ids, device=self.model.device)
-        first, pairs = len(answer.prompt_ids), ids.numel() - 1
-        rows = torch.arange(first, pairs + 1, device=ids.device)
-        output = self.model(input_ids=ids[None], use_cache=False, logits_to_keep=rows)
-        features = self._tap.take()[0, :-1]
-        draft_ids, probabilities, usable = self._targets(output.logits[0])
+        return self.read_batch([answer])[0]
+
+    @torch.no_grad()
+    def read_batch(self, answers: list[Answer]) -> list[Sequence]:
+        """The same for several answers in one forward; best of similar length."""
+        whole = [torch.tensor(answer.ids) for answer in answers]
+        # right padding: causal attention never looks at it
+        ids = nn.utils.rnn.pad_sequence(whole, batch_first=True).to(self.model.device)
+        first = min(len(answer.prompt_ids) for answer in answers)
+        rows = torch.arange(first, ids.shape[1], device=ids.device)
+        output = self.model(input_ids=ids, use_cache=False, logits_to_keep=rows)
+        features = self._tap.take()
+        read = []
+        for row, answer in enumerate(answers):
+            start, stop = len(answer.prompt_ids) - first, len(answer.ids) - first
+            own = features[row, : len(answer.ids) - 1], output.logits[row, start:stop]
+            read.append(self._sequence(answer, *own))
+        return read
+
+    def _sequence(self, answer: Answer, features: Tensor, logits: Tensor) -> Sequence:
+        first, pairs = len(answer.prompt_ids), len(answer.ids) - 1
+        draft_ids, probabilities, usable = self._targets(logits)
         if answer.stopped:  # nothing follows the end of the turn
             usable[-1] = False
-        position = torch.arange(pairs, device=ids.device)
-        target_ids = torch.zeros(pairs, self.top, dtype=torch.int32, device=ids.device)
-        target_probabilities = torch.zeros(pairs, self.top, device=ids.device)
-        all_usable = torch.zeros(pairs, dtype=torch.bool, device=ids.device)
-        target_ids[first - 1 :] = draft_ids
-        target_probabilities[first - 1 :] = probabilities
-        all_usable[first - 1 :] = usable
-        start = position >= first - 1
-        parts = (features, ids[1:], start, target_ids, target_probabilities, all_usable)
-        return Sequence(*(part.clone().cpu() for part in parts))
+        target_ids = torch.zeros(pairs, self.top, dtype=torch.int32)
+        target_probabilities = torch.zeros(pairs, self.top)
+        all_usable = torch.zeros(pairs, dtype=torch.bool)
+        target_ids[first - 1 :] = draft_ids.cpu()
+        target_probabilities[first - 1 :] = probabilities.cpu()
+        all_usable[first - 1 :] = usable.cpu()
+        start = torch.arange(pairs) >= first - 1
+        tokens = torch.tensor(answer.ids[1:])
+        own = features.detach().to("cpu", copy=True)
+        return Sequence(own, tokens, start, target_ids, target_probabilities, all_usable)
 
     def _targets(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Top draft ids, their probabilities over the draft vocabulary, and usability, by row."""

@@ -111,7 +111,7 @@ def _trunk_loss(
     terms, right, rank = _slot_terms(model, hidden, targets, config)
     _record(tally, 0, 0, terms, right, None)
     tally.terms.append(terms.sum() / max(1, rows.numel()))
-    tally.terms.append(rank)
+    tally.terms.append(rank / model.config.block_size)
     found = torch.zeros_like(usable).flatten()
     found[rows] = right
     return found.view_as(usable)
@@ -175,7 +175,7 @@ def _block_loss(
                 _record(tally, index, slot, terms, hit, live)
                 weight = config.slot_decay**slot
                 tally.terms.append(weight * terms.sum() / picked[0].numel())
-                tally.terms.append(rank)
+                tally.terms.append(rank / slots)
         rights.append(right)
         if config.valid_prefix_mask:
             # an unusable slot leaves the chain as it was, a wrong one ends it

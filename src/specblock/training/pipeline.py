@@ -137,13 +137,18 @@ def new_drafter(target, config: SpecBlockConfig, d2t: Tensor, t2d: Tensor) -> Sp
     return drafter
 
 
-def read_sequences(reader: FeatureReader, answers: list[Answer], report: Report) -> list[Sequence]:
+def read_sequences(
+    reader: FeatureReader, answers: list[Answer], report: Report, batch: int = 8
+) -> list[Sequence]:
     """Features of all answers, kept in main memory; says how much that is on the way."""
-    sequences, size = [], 0
-    for number, answer in enumerate(answers, 1):
-        sequences.append(reader.read(answer))
-        size += sequences[-1].nbytes()
-        if number % 200 == 0 or number == len(answers):
-            whole = size / number * len(answers) / 2**30
-            report(f"features of {number} of {len(answers)} answers ({whole:.1f} GiB in all)")
-    return sequences
+    order = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
+    read: dict[int, Sequence] = {}
+    size = 0
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        sequences = reader.read_batch([answers[i] for i in chosen])
+        read.update(zip(chosen, sequences, strict=True))
+        size += sum(sequence.nbytes() for sequence in sequences)
+        if start // batch % 25 == 0 or len(read) == len(order):
+            report(f"features of {len(read)} of {len(order)} answers, {size / 2**30:.1f} GiB")
+    return [read[i] for i in range(len(answers))]

@@ -25,9 +25,9 @@ class TrainConfig:
 
     epochs: int = 3
     batch_sequences: int = 8
-    lr: float = 5e-4
+    lr: float = 2e-4
     lr_floor: float = 0.05
-    warmup_steps: int = 50
+    warmup_steps: int = 20
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 0.5
     seed: int = 0

@@ -1,0 +1,120 @@
+"""From names to a Speculator, with every misfit said in a sentence."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from specblock.drafters.base import BudgetController, FixedBudget
+from specblock.drafters.specblock.checkpoint import save_checkpoint
+from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.engine import loading
+from specblock.engine.calibrate import Calibration, calibration_key, calibration_path
+from specblock.engine.loading import assemble, find_drafter, load, load_drafter
+from specblock.errors import CheckpointError, ConfigError
+from specblock.target.linear import RouteTable
+from specblock.tree.cost import CostTable
+from tests.engine.test_speculator import make_tokenizer
+from tests.tiny import make_drafter, make_target
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "drafter"
+    save_checkpoint(make_drafter().model, path, dtype=torch.float32)
+    return path
+
+
+def test_a_first_load_measures_and_the_next_remembers(folder, tmp_path):
+    steps = []
+    first = assemble(
+        make_target("llama"), make_tokenizer(), folder, cache_dir=tmp_path, on_step=steps.append
+    )
+    assert steps
+    assert isinstance(first.budget, BudgetController)
+    costs = first.costs.to_dict()
+    assert costs["target"]
+    assert costs["draft_first"]
+    assert costs["draft_next"]
+    steps.clear()
+    second = assemble(
+        make_target("llama"), make_tokenizer(), folder, cache_dir=tmp_path, on_step=steps.append
+    )
+    assert steps == []
+    assert second.costs.to_dict() == costs
+    assert first.generate("w7", max_new_tokens=12, ignore_eos=True).token_ids == (
+        second.generate("w7", max_new_tokens=12, ignore_eos=True, use_drafter=False).token_ids
+    )
+
+
+def test_a_damaged_calibration_is_measured_again(folder, tmp_path):
+    speculator = assemble(make_target("llama"), make_tokenizer(), folder, cache_dir=tmp_path)
+    path = calibration_path(calibration_key(speculator.target, speculator.drafter), tmp_path)
+    path.write_text(path.read_text()[:50])
+    steps = []
+    assemble(
+        make_target("llama"), make_tokenizer(), folder, cache_dir=tmp_path, on_step=steps.append
+    )
+    assert steps
+    assert json.loads(path.read_text())["calibration"]
+
+
+def test_without_measuring_the_budget_is_fixed(folder, tmp_path):
+    speculator = assemble(
+        make_target("llama"), make_tokenizer(), folder, calibrate="never", cache_dir=tmp_path
+    )
+    assert isinstance(speculator.budget, FixedBudget)
+    assert speculator.costs is None
+
+
+def test_a_calibration_survives_json():
+    table = CostTable({1: 1.0, 4: 1.5}, {1: 0.1}, {1: 0.1, 4: 0.2}, 0.01)
+    calibration = Calibration(RouteTable({(4, 3): ["direct"] * 7}), table)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    assert again.costs.to_dict() == table.to_dict()
+    assert again.routes.routes == calibration.routes.routes
+
+
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        ({"hidden_size": 64}, ("64", "32")),
+        ({"vocab_size": 120}, ("120", "97")),
+        ({"target_layers": 9}, ("9", "6")),
+        ({"tokenizer_fingerprint": "0123456789abcdef"}, ("0123456789abcdef",)),
+    ],
+)
+def test_a_drafter_for_another_target_names_both_values(change, values, tmp_path):
+    config = dataclasses.replace(make_drafter().model.config, **change)
+    save_checkpoint(SpecBlockModel(config), tmp_path / "d")
+    with pytest.raises(CheckpointError) as error:
+        load_drafter(tmp_path / "d", make_target("llama"), make_tokenizer())
+    for value in values:
+        assert value in str(error.value)
+
+
+def test_a_missing_drafter_and_wrong_settings_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="config.json"):
+        load_drafter(tmp_path, make_target("llama"), make_tokenizer())
+    with pytest.raises(ConfigError, match="budget"):
+        load(budget="big")
+    with pytest.raises(ConfigError, match="blocks"):
+        load(blocks=0)
+    with pytest.raises(ConfigError, match="calibrate"):
+        load(calibrate="sometimes")
+
+
+def test_which_drafter_is_meant(tmp_path, monkeypatch, caplog):
+    shipped = tmp_path / "weights" / loading.DEFAULT_MODEL
+    shipped.mkdir(parents=True)
+    (shipped / "config.json").write_text("{}")
+    monkeypatch.setattr(loading.resources, "files", lambda package: tmp_path)
+    assert find_drafter("smollm2-135m-instruct", "auto") == shipped
+    assert find_drafter("HuggingFaceTB/SmolLM2-135M-Instruct", "auto") == shipped
+    assert find_drafter("/cache/smollm2-135m-instruct-0123", "auto") == shipped
+    assert find_drafter("smollm2-135m-instruct", "none") is None
+    assert find_drafter("smollm2-135m-instruct", None) is None
+    assert find_drafter("smollm2-135m-instruct", "my/own").parts == ("my", "own")
+    assert find_drafter("Qwen/Qwen3-0.6B", "auto") is None
+    assert "decoding plainly" in caplog.text

@@ -1,0 +1,208 @@
+"""Prompts to a drafter that decodes, on a tiny target, stopped and started again on the way."""
+
+import json
+
+import pytest
+import torch
+from tests.engine.test_speculator import make_tokenizer
+from tests.tiny import VOCABULARY, make_target
+
+from specblock.drafters.base import FixedBudget
+from specblock.engine.loading import load_drafter
+from specblock.engine.rounds import decode
+from specblock.engine.statistics import GenerationStats
+from specblock.errors import SpecBlockError
+from specblock.target.model import Target
+from specblock.training.answers import count_tokens, draft_vocabulary, read_answers
+from specblock.training.features import FeatureReader, collate
+from specblock.training.pipeline import DrafterRecipe, train_drafter
+from specblock.training.prompts import Prompt, read_prompts
+from specblock.training.regenerate import (
+    RegenerateConfig,
+    answer_batch,
+    draw_batch,
+    finished_ids,
+    regenerate,
+    temperature_of,
+)
+from specblock.training.trainer import TrainConfig, learning_rate
+from specblock.tree.sampling import SamplingParams
+
+GREEDY = RegenerateConfig(max_new_tokens=20, batch_size=3, temperatures=((0.0, 1.0),), window=8)
+ENDS = frozenset([2])
+
+
+def prompts(count: int) -> list[Prompt]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for index in range(count):
+        length = 3 + index % 4
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        made.append(Prompt(f"p{index}", [], ids))
+    return made
+
+
+def plain(ids: list[int], length: int) -> list[int]:
+    stats = GenerationStats()
+    rounds = decode(Target(make_target("llama")), None, None, ids, SamplingParams(), length, stats)
+    tokens = [token for new in rounds for token in new]
+    end = next((i + 1 for i, token in enumerate(tokens) if token in ENDS), length)
+    return tokens[:end]
+
+
+def test_a_batch_is_answered_as_its_prompts_would_be_alone():
+    batch = prompts(5)
+    answers = answer_batch(
+        make_target("llama"), batch, [0.0] * 5, ENDS, GREEDY, torch.Generator().manual_seed(0)
+    )
+    assert answers == [plain(prompt.ids, 20) for prompt in batch]
+
+
+def test_a_killed_run_goes_on_without_losing_or_repeating(tmp_path):
+    out = tmp_path / "answers.jsonl"
+    model, asked = make_target("llama"), prompts(10)
+    regenerate(model, asked, out, ENDS, GREEDY, max_seconds=0)  # one batch
+    first = out.read_text()
+    assert len(first.splitlines()) == 3
+    out.write_text(first + '{"id": "p9", "half')  # what a kill leaves
+    assert len(finished_ids(out)) == 3
+    assert regenerate(model, asked, out, ENDS, GREEDY) == 7
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == sorted(prompt.id for prompt in asked)
+    assert out.read_text().startswith(first)
+    assert regenerate(model, asked, out, ENDS, GREEDY) == 0
+
+
+def test_sampling_stays_in_the_nucleus_and_mixes_temperatures():
+    logits = torch.log(torch.tensor([[0.6, 0.3, 0.08, 0.02]])).repeat(4000, 1)
+    heat = torch.ones(4000)
+    config = RegenerateConfig(top_p=0.85)
+    drawn = draw_batch(logits, heat, config, torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn, minlength=4) / 4000
+    torch.testing.assert_close(share, torch.tensor([2 / 3, 1 / 3, 0, 0]), atol=0.03, rtol=0)
+    drawn = draw_batch(logits, heat * 0, config, torch.Generator().manual_seed(0))
+    assert drawn.tolist() == [0] * 4000
+    heats = [temperature_of(f"x{i}", RegenerateConfig()) for i in range(2000)]
+    assert 0.35 < heats.count(0.0) / 2000 < 0.45
+    assert heats[7] == temperature_of("x7", RegenerateConfig())
+
+
+def test_the_draft_vocabulary_is_the_most_frequent_tokens(tmp_path):
+    counts = torch.tensor([0, 5, 0, 7, 5, 0])
+    d2t, t2d, coverage = draft_vocabulary(counts, 3)
+    assert (torch.arange(3) + d2t).tolist() == [1, 3, 4] == t2d.nonzero().flatten().tolist()
+    assert coverage == 1.0
+    d2t, t2d, coverage = draft_vocabulary(counts, 2)
+    assert t2d.nonzero().flatten().tolist() == [1, 3]  # a tie goes to the lower id
+    assert coverage == pytest.approx(12 / 17)
+
+
+@pytest.fixture(scope="module")
+def answer_file(tmp_path_factory):
+    out = tmp_path_factory.mktemp("answers") / "answers.jsonl"
+    regenerate(make_target("llama"), prompts(16), out, ENDS, GREEDY)
+    return out
+
+
+def test_targets_are_what_the_model_says_next(answer_file):
+    """Row p holds the distribution at position p + 1; start marks pairs that may draft."""
+    model = make_target("llama")
+    answer = read_answers(answer_file)[0]
+    _, t2d, _ = draft_vocabulary(count_tokens([answer], VOCABULARY), 60)
+    sequence = FeatureReader(model, (0, 2, 4), t2d, top=60).read(answer)
+    ids = torch.tensor(answer.ids)
+    with torch.no_grad():
+        logits = model(input_ids=ids[None]).logits[0]
+    chosen = t2d.nonzero().flatten()
+    first = len(answer.prompt_ids)
+    assert sequence.tokens.tolist() == answer.ids[1:]
+    assert sequence.start.tolist() == [i >= first - 1 for i in range(len(ids) - 1)]
+    for row in range(first - 1, len(ids) - 1):
+        expected = logits[row + 1, chosen].softmax(-1)
+        got = torch.zeros(60).scatter(
+            0, sequence.target_ids[row].long(), sequence.target_probabilities[row]
+        )
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+        best = int(logits[row + 1].argmax())
+        ended = answer.stopped and row == len(ids) - 2
+        assert bool(sequence.usable[row]) == (bool(t2d[best]) and not ended)
+        if t2d[best]:
+            assert int(chosen[sequence.target_ids[row, 0].long()]) == best
+    batch = collate([sequence, sequence], 8)
+    assert batch.targets.usable.shape[1] == len(sequence.tokens) + 8
+    assert not batch.targets.usable[:, -8:].any()
+
+
+def recipe(**overrides) -> DrafterRecipe:
+    settings = {
+        "draft_vocab_size": 60,
+        "slot_rank": 4,
+        "held_out": 3,
+        "train": TrainConfig(epochs=2, batch_sequences=4, warmup_steps=2, log_every=1, lr=1e-3),
+        **overrides,
+    }
+    return DrafterRecipe(**settings)
+
+
+def test_training_writes_a_drafter_that_decodes_losslessly(answer_file, tmp_path):
+    folder, lines = tmp_path / "drafter", []
+    network, tokenizer = make_target("llama"), make_tokenizer()
+    train_drafter(network, tokenizer, answer_file, folder, recipe(), report=lines.append)
+    assert any("closed form" in line for line in lines)
+    drafter = load_drafter(folder, network, tokenizer)
+    ids = prompts(1)[0].ids
+    target = Target(network, drafter.feature_layers)
+    budget, stats = FixedBudget(12, 4), GenerationStats()
+    rounds = decode(target, drafter, budget, ids, SamplingParams(), 20, stats)
+    ours = [token for new in rounds for token in new]
+    assert ours[: len(plain(ids, 20))] == plain(ids, 20)
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(answer_file, tmp_path):
+    network, tokenizer = make_target("llama"), make_tokenizer()
+    whole = train_drafter(network, tokenizer, answer_file, tmp_path / "whole", recipe())
+    short = recipe(train=TrainConfig(epochs=1, batch_sequences=4, warmup_steps=2, lr=1e-3))
+    assert short.train.epochs < recipe().train.epochs
+    parts = tmp_path / "parts"
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_three(line: str) -> None:
+        if line.startswith("{'step': 3"):
+            raise Stop
+
+    settings = recipe(
+        train=TrainConfig(
+            epochs=2, batch_sequences=4, warmup_steps=2, log_every=1, lr=1e-3, save_every_seconds=0
+        )
+    )
+    with pytest.raises(Stop):
+        train_drafter(network, tokenizer, answer_file, parts, settings, report=stop_at_three)
+    resumed = train_drafter(network, tokenizer, answer_file, parts, settings)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_the_learning_rate_rises_and_falls():
+    config = TrainConfig(lr=1.0, warmup_steps=10, lr_floor=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_broken_prompt_files_name_the_line(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": 1, "messages": [{"role": "user", "content": "w5"}]}\n{broken\n')
+    with pytest.raises(SpecBlockError, match="line 2"):
+        read_prompts(path, make_tokenizer(), limit=None, max_tokens=9)
+    with pytest.raises(SpecBlockError, match="no prompt file"):
+        read_prompts(tmp_path / "none", make_tokenizer(), limit=None, max_tokens=9)
+    path.write_text(
+        '{"id": 1, "messages": [{"role": "user", "content": " "}]}\n'
+        '{"id": 2, "messages": [{"role": "user", "content": "w5"}]}\n'
+        '{"id": 3, "messages": [{"role": "user", "content": "w5 w5 w5 w5 w5 w5 w5 w5"}]}\n'
+    )
+    kept = read_prompts(path, make_tokenizer(), limit=None, max_tokens=9)
+    assert [prompt.id for prompt in kept] == ["2"]
