@@ -31,7 +31,7 @@ TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 DRAFT_PAIRS = (1, 2, 4, 8)
 DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
 _CONTEXT = 256  # positions in the caches while measuring
-_REPETITIONS = 7
+_TURNS, _REPETITIONS = 3, 3
 
 
 @dataclass(frozen=True)
@@ -181,17 +181,20 @@ def _chain(rows: int, target: Target) -> DraftTree:
 def _quartiles(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
     """Lower quartile of the seconds per call: other work on the machine only ever adds time.
 
-    All calls in turn, so that a drifting clock hits all alike.
+    Every size has several turns, so that a drifting clock hits all alike. Within a turn its calls
+    follow each other, the first of them not counted: sizes may take different copies of the
+    weights, and while decoding the copy in use stays in the processor's cache.
     """
     seconds: dict[int, list[float]] = {size: [] for size in calls}
-    for repetition in range(_REPETITIONS + 1):
+    for _ in range(_TURNS):
         for size, call in calls.items():
-            _synchronise(target)
-            started = time.perf_counter()
-            call()
-            _synchronise(target)
-            if repetition:  # the first pass warms up
-                seconds[size].append(time.perf_counter() - started)
+            for repetition in range(_REPETITIONS + 1):
+                _synchronise(target)
+                started = time.perf_counter()
+                call()
+                _synchronise(target)
+                if repetition:
+                    seconds[size].append(time.perf_counter() - started)
     return {size: sorted(times)[len(times) // 4] for size, times in seconds.items()}
 
 
