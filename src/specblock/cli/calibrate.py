@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -12,6 +13,10 @@ from rich.table import Table
 from specblock.cli import options
 from specblock.cli.support import open_speculator, verb
 from specblock.cli.tables import console
+from specblock.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specblock.engine.speculator import Speculator
 
 
 @verb
@@ -21,17 +26,44 @@ def calibrate(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    survival: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL of prompts: also learn how far to trust the drafter (not the shipped one) "
+            "and keep it in its folder."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts to learn from.")] = 40,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the table as one JSON object.")
     ] = False,
 ) -> None:
     """Measure the cost table anew and keep it for this machine, model, dtype and threads."""
     speculator = open_speculator(model, drafter, dtype, device, threads, calibrate="force")
+    if survival is not None:
+        _learn(speculator, Path(drafter), survival, limit)
     costs = speculator.costs.to_dict()
     if as_json:
         typer.echo(json.dumps(costs))
         return
     console().print(costs_table(costs))
+
+
+def _learn(speculator: Speculator, folder: Path, prompts: Path, limit: int) -> None:
+    from specblock.engine.trust import learn_survival, save_survival
+    from specblock.training.prompts import read_prompts
+
+    if not folder.is_dir():
+        raise ConfigError("--survival writes into the drafter's folder: name it with --drafter.")
+    rows = read_prompts(prompts, speculator.tokenizer, limit=limit, max_tokens=512)
+    model = learn_survival(
+        speculator,
+        [row.ids for row in rows],
+        on_prompt=lambda number, stats: typer.echo(
+            f"prompt {number} of {len(rows)}: accepted length {stats.accepted_length:.2f}", err=True
+        ),
+    )
+    save_survival(model, folder)
 
 
 def costs_table(costs: dict) -> Table:

@@ -41,7 +41,7 @@ class FixedBudget:
         """Nothing is remembered from the text before."""
 
     def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
-        return min(self._leaves, max_leaves)
+        return min(self._leaves, int(leaf_survival[:max_leaves].count_nonzero()))
 
     def nodes(self, survival: Tensor, later: Tensor | None = None) -> int:
         return min(self._nodes, len(survival))

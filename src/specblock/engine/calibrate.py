@@ -31,7 +31,7 @@ TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 DRAFT_PAIRS = (1, 2, 4, 8)
 DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
 _CONTEXT = 256  # positions in the caches while measuring
-_TURNS, _REPETITIONS = 3, 3
+_TURNS = 9
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,12 @@ def measure_costs(
     features = target.prefill(prompt).features
     on_step("the target over 1 to 96 nodes")
     trees = {rows: _chain(rows, target) for rows in TARGET_ROWS}
-    verify = _quartiles({rows: _call(target.verify, tree) for rows, tree in trees.items()}, target)
+    verify = _medians({rows: _call(target.verify, tree) for rows, tree in trees.items()}, target)
     if drafter is None:
         return CostTable(verify)
     on_step("the drafter's blocks")
     first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
-    draft_first, draft_next = _quartiles(first, target), _quartiles(later, target)
+    draft_first, draft_next = _medians(first, target), _medians(later, target)
     on_step("whole rounds")
     table = CostTable(verify, draft_first, draft_next)
     return CostTable(verify, draft_first, draft_next, _overhead(target, drafter, prompt, table))
@@ -178,24 +178,23 @@ def _chain(rows: int, target: Target) -> DraftTree:
     return DraftTree(index, index - 1, index, zero, zero, torch.zeros_like(index))
 
 
-def _quartiles(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
-    """Lower quartile of the seconds per call: other work on the machine only ever adds time.
+def _medians(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
+    """Median seconds per call.
 
-    Every size has several turns, so that a drifting clock hits all alike. Within a turn its calls
-    follow each other, the first of them not counted: sizes may take different copies of the
+    The sizes take turns, so that a machine whose speed drifts slows them all alike: only ratios
+    matter. A turn is two calls, the first not counted: sizes may take different copies of the
     weights, and while decoding the copy in use stays in the processor's cache.
     """
     seconds: dict[int, list[float]] = {size: [] for size in calls}
     for _ in range(_TURNS):
         for size, call in calls.items():
-            for repetition in range(_REPETITIONS + 1):
-                _synchronise(target)
-                started = time.perf_counter()
-                call()
-                _synchronise(target)
-                if repetition:
-                    seconds[size].append(time.perf_counter() - started)
-    return {size: sorted(times)[len(times) // 4] for size, times in seconds.items()}
+            call()
+            _synchronise(target)
+            started = time.perf_counter()
+            call()
+            _synchronise(target)
+            seconds[size].append(time.perf_counter() - started)
+    return {size: sorted(times)[len(times) // 2] for size, times in seconds.items()}
 
 
 def _synchronise(target: Target) -> None:
@@ -221,5 +220,5 @@ def _overhead(target: Target, drafter: Drafter, prompt: torch.Tensor, costs: Cos
         own = costs.target_seconds(1)
         if speculate:
             own = costs.round_seconds(1, (leaves,), nodes)
-        beyond.append(sorted(seconds)[len(seconds) // 4] - own)
+        beyond.append(sorted(seconds)[len(seconds) // 2] - own)
     return max(0.0, beyond[0] - beyond[1])

@@ -103,7 +103,7 @@ def _continue(
     rounds = decode(
         speculator.target,
         speculator.drafter,
-        speculator.budget,
+        speculator.budget_for(params),
         prompt,
         params,
         room,

@@ -16,6 +16,7 @@ from specblock.drafters.specblock.drafter import SpecBlockDrafter
 from specblock.engine.calibrate import calibrate as measure
 from specblock.engine.calibrate import load_calibration, use_routes
 from specblock.engine.speculator import Speculator
+from specblock.engine.trust import load_survival
 from specblock.errors import ConfigError
 from specblock.target.linear import route_linears
 from specblock.target.model import Target, text_config
@@ -101,13 +102,14 @@ def assemble(
         known = measure(target, drafter, cache_dir=cache_dir, on_step=on_step)
     elif known is not None:
         use_routes(target, drafter, known.routes)
-    chosen = None
-    if drafter is not None:
-        if budget == "measured" and known is not None:
-            chosen = BudgetController(known.costs)
-        else:
-            chosen = FixedBudget()
-    return Speculator(target, tokenizer, drafter, chosen, None if known is None else known.costs)
+    costs = None if known is None else known.costs
+    greedy = sampling = None
+    if drafter is not None and budget == "measured" and costs is not None:
+        greedy = BudgetController(costs, load_survival(folder))
+        sampling = BudgetController(costs)
+    elif drafter is not None:
+        greedy = FixedBudget()
+    return Speculator(target, tokenizer, drafter, greedy, costs, sampling)
 
 
 def find_drafter(model: str, drafter: str | Path | None) -> Path | None:

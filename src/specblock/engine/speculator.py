@@ -15,6 +15,7 @@ from specblock.engine.text import TextStream
 from specblock.errors import ContextError
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
+from specblock.tree.sampling import SamplingParams
 
 Prompt = str | list[dict[str, str]] | list[int] | torch.Tensor
 
@@ -53,6 +54,8 @@ class Speculator:
         drafter: None decodes plainly.
         budget: how much to draft; required with a drafter.
         costs: the measured cost table, if there is one.
+        sampling_budget: the same for sampled decoding, where the drafter's probabilities mean
+            something else; the greedy one where it is left out.
     """
 
     def __init__(
@@ -62,11 +65,13 @@ class Speculator:
         drafter: Drafter | None = None,
         budget: Budget | None = None,
         costs: CostTable | None = None,
+        sampling_budget: Budget | None = None,
     ):
         if drafter is not None and budget is None:
             raise ValueError("a drafter needs a budget")
         self.target, self.tokenizer = target, tokenizer
         self.drafter, self.budget, self.costs = drafter, budget, costs
+        self.sampling_budget = sampling_budget or budget
 
     def generate(
         self,
@@ -107,13 +112,13 @@ class Speculator:
         config = config.replace(**settings) if settings else config
         ids = self.encode(prompt)
         drafter = self.drafter if use_drafter else None
-        stats = GenerationStats()
+        stats, params = GenerationStats(), config.sampling()
         rounds = decode(
             self.target,
             drafter,
-            self.budget,
+            self.budget_for(params),
             ids,
-            config.sampling(),
+            params,
             config.max_new_tokens,
             stats,
         )
@@ -143,6 +148,10 @@ class Speculator:
                 return
             yield Chunk(piece.text, tokens, None, stats)
         yield Chunk(text.flush(), [], "length", stats)
+
+    def budget_for(self, params: SamplingParams) -> Budget | None:
+        """The budget that has learned from decoding of this kind."""
+        return self.budget if params.greedy else self.sampling_budget
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Raises :class:`ContextError` if it is empty."""
@@ -175,6 +184,10 @@ class Speculator:
     def _end_tokens(self, config: GenerationConfig) -> frozenset[int]:
         if config.eos_token_id is not None:
             return frozenset(config.eos_token_id)
+        return self.end_tokens()
+
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens at which the model ends an answer."""
         ends = self.target.model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:

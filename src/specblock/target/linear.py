@@ -12,8 +12,8 @@ the same product (equal within rounding, always contiguous):
 
 The last two keep a second copy of the weights they cover.
 
-:func:`measure_routes` times them over all weights of one shape in turn, so that they come from
-memory as in a real forward, and :class:`RouteTable` records the fastest per shape and row count.
+:func:`measure_routes` times them over passes through all layers, so that weights come from memory
+as in a real forward, and :class:`RouteTable` records the fastest per shape and row count.
 Nothing is assumed: without a table every layer takes ``direct``.
 """
 
@@ -150,34 +150,37 @@ def available_routes(weight: Tensor) -> tuple[str, ...]:
 
 
 def measure_routes(
-    linears: Iterable[RoutedLinear], *, repetitions: int = 4, max_extra_bytes: int | None = None
+    linears: Iterable[RoutedLinear], *, repetitions: int = 3, max_extra_bytes: int | None = None
 ) -> RouteTable:
     """Time every route for every shape and row bucket; returns the fastest of each.
+
+    A route is timed over whole passes through ``linears`` in their order, as a forward makes
+    them: what a weight costs depends on how much else has gone through the cache since.
 
     ``max_extra_bytes`` bounds the memory of the copies: shapes get one, the largest share of the
     weights first, while the bound allows, and at most one kind of copy each. Another route must
     win by 5 % to displace ``direct``, so that noise does not copy anything in vain.
     """
-    by_shape: dict[tuple[int, int], list[RoutedLinear]] = defaultdict(list)
+    linears = list(linears)
+    left = float("inf") if max_extra_bytes is None else max_extra_bytes
+    sizes: dict[tuple[int, int], int] = defaultdict(int)
     for linear in linears:
-        by_shape[linear.shape].append(linear)
-    left = max_extra_bytes
-    table = RouteTable()
-    for shape, group in sorted(by_shape.items(), key=lambda item: -_bytes(item[1])):
-        routes = available_routes(group[0].weight)
-        if left is not None and _bytes(group) > left:
-            routes = tuple(route for route in routes if route not in COPYING)
-        seconds = [_time_routes(group, rows, routes, repetitions) for rows in ROW_BUCKETS]
-        table.routes[shape] = _choose(seconds)
-        if left is not None and set(COPYING) & set(table.routes[shape]):
-            left -= _bytes(group)
-        for linear in group:
-            linear.refresh()
-    return table
-
-
-def _bytes(group: list[RoutedLinear]) -> int:
-    return sum(linear.weight.numel() * linear.weight.element_size() for linear in group)
+        sizes[linear.shape] += linear.weight.numel() * linear.weight.element_size()
+    may_copy = set()
+    for shape, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        if size <= left:
+            may_copy.add(shape)
+            left -= size
+    seconds: dict[tuple[int, int], list[dict[str, float]]] = {
+        shape: [{} for _ in ROW_BUCKETS] for shape in sizes
+    }
+    for route in ("direct", "transposed", *COPYING):
+        for index, rows in enumerate(ROW_BUCKETS):
+            for shape, taken in _time_pass(linears, rows, route, may_copy, repetitions).items():
+                seconds[shape][index][route] = taken
+        for linear in linears:
+            linear.refresh()  # two copies at once would crowd each other out of the cache
+    return RouteTable({shape: _choose(timed) for shape, timed in seconds.items()})
 
 
 def _choose(seconds: list[dict[str, float]]) -> list[str]:
@@ -196,18 +199,38 @@ def _choose(seconds: list[dict[str, float]]) -> list[str]:
 
 
 @torch.inference_mode()
-def _time_routes(
-    group: list[RoutedLinear], rows: int, routes: tuple[str, ...], repetitions: int
-) -> dict[str, float]:
-    """Least seconds of each route over one pass through ``group``: noise only ever adds."""
-    weight = group[0].weight
-    x = torch.ones(rows, group[0].in_features, dtype=weight.dtype)
-    seconds = {route: [] for route in routes}
+def _time_pass(
+    linears: list[RoutedLinear],
+    rows: int,
+    route: str,
+    may_copy: set[tuple[int, int]],
+    repetitions: int,
+) -> dict[tuple[int, int], float]:
+    """Least seconds per shape over some passes by one route: noise only ever adds.
+
+    Layers that cannot take the route run ``direct``, and their shapes are not in the result.
+    """
+    inputs = {
+        (linear.in_features, linear.weight.dtype): torch.ones(
+            rows, linear.in_features, dtype=linear.weight.dtype
+        )
+        for linear in linears
+    }
+    fit = {
+        linear.shape
+        for linear in linears
+        if route in available_routes(linear.weight)
+        and (route not in COPYING or linear.shape in may_copy)
+    }
+    least: dict[tuple[int, int], float] = {}
     for repetition in range(repetitions + 1):
-        for route in routes:  # in alternation: a drifting clock hits all alike
-            start = time.perf_counter()
-            for linear in group:
-                linear.compute(x, route)
-            if repetition:  # the first pass makes the copies and warms up
-                seconds[route].append(time.perf_counter() - start)
-    return {route: min(times) for route, times in seconds.items()}
+        taken: dict[tuple[int, int], float] = defaultdict(float)
+        for linear in linears:
+            x = inputs[linear.in_features, linear.weight.dtype]
+            started = time.perf_counter()
+            linear.compute(x, route if linear.shape in fit else "direct")
+            taken[linear.shape] += time.perf_counter() - started
+        if repetition:  # the first pass makes the copies and warms up
+            for shape in fit:
+                least[shape] = min(taken[shape], least.get(shape, float("inf")))
+    return least

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specblock.drafters.base import Budget
+from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.specblock.model import SpecBlockModel, rank_features_of_top
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
@@ -38,8 +38,8 @@ _PREFILL_CHUNK = 256
 
 @dataclass(frozen=True)
 class DraftBlocks:
-    """B blocks: ``hidden [B, K, H]`` for chaining, candidates for the tree, ``visible`` bool
-    [B, K, T]: the uncommitted entries that a child starting behind slot s may look at."""
+    """B blocks: ``hidden [B, K, H]``, candidates for the tree, and ``visible`` bool [B, K, T]: the
+    uncommitted entries that a child starting behind slot s may look at."""
 
     hidden: Tensor
     candidates: BlockCandidates
@@ -96,10 +96,7 @@ class SpecBlockDrafter:
 
     @torch.inference_mode()
     def propose(self, root_token: int, budget: Budget) -> DraftTree:
-        """A tree from the pairs observed so far; the last of them must end in ``root_token``.
-
-        Raises ValueError without new pairs: a block starts from one.
-        """
+        """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
         if not self._pending:
             raise ValueError("observe the newest pair before proposing from it")
         first = self.first_block()
@@ -157,24 +154,30 @@ class SpecBlockDrafter:
     def measurements(
         self, features: Tensor, tokens: Tensor, pairs: tuple[int, ...], leaves: tuple[int, ...]
     ) -> tuple[dict[int, Callable[[], object]], dict[int, Callable[[], object]]]:
-        """Calls to time: first blocks by new pairs, later blocks by leaves.
+        """Calls to time, growing the tree included: first blocks by pairs, later ones by leaves.
 
         ``features [S, F * H]`` and ``tokens`` int64 [S] are a context to draft from.
         """
         self.reset(len(tokens) + max(pairs) * 64)
         self.observe(features, tokens)
         first = self.first_block()
-        pool = first_pool(first.candidates, self.policy)
+        factors = branching_factors(first.candidates, self.policy, first_block=True)
+        pool = first_pool(first.candidates, self.policy, factors)
         entry, place = self._entries, self._positions
+        budget = FixedBudget(8, 0)
 
         def refresh(count: int) -> None:
             self._entries, self._positions = entry, place  # the same place every time
             self.observe(features[:count], tokens[:count])
-            self.first_block()
+            grown = first_pool(self.first_block().candidates, self.policy, factors)
+            self._leaves(grown, factors, budget)
+            self._tree(grown, 0, budget)
 
         def block(count: int) -> None:
             self._entries, self._positions = entry, place
-            self.next_blocks(pool, torch.arange(count) % len(pool), [first])
+            starts = torch.arange(count) % len(pool)
+            newest = self.next_blocks(pool, starts, [first]).candidates
+            deduplicate(extend(pool, starts, starts >= 0, newest, self.policy))
 
         wanted = [count for count in leaves if count <= self.max_leaves]
         return (
