@@ -12,7 +12,16 @@ from specblock.bench import load_prompts
 from specblock.cli.side_by_side import LiveDisplay
 from specblock.data import DEMO_PROMPTS, OWN_PROMPTS
 
-VERBS = ("generate", "chat", "demo", "calibrate", "convert", "bench")
+VERBS = (
+    "generate",
+    "chat",
+    "demo",
+    "calibrate",
+    "convert",
+    "bench",
+    "regenerate",
+    "train",
+)
 
 
 def test_help_lists_the_verbs_and_loads_nothing_heavy():

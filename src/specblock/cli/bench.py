@@ -32,6 +32,9 @@ def bench(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    budget: Annotated[
+        str, typer.Option(help="measured: by this machine's costs; fixed: 60 nodes every round.")
+    ] = "measured",
 ) -> None:
     """Measure methods against each other, interleaved prompt by prompt."""
     from specblock.bench import load_prompts, run
@@ -46,7 +49,7 @@ def bench(
     )
     names = [name.strip() for name in methods.split(",") if name.strip()]
     chosen = load_prompts(prompts or OWN_PROMPTS, limit)
-    speculator = open_speculator(model, drafter, dtype, device, threads)
+    speculator = open_speculator(model, drafter, dtype, device, threads, budget=budget)
     report = run(
         speculator,
         chosen,

@@ -47,6 +47,7 @@ def open_speculator(
     threads: int | None,
     *,
     calibrate: str = "missing",
+    budget: str = "measured",
     on_step: Callable[[str], None] | None = None,
 ) -> Speculator:
     """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that ships."""
@@ -59,6 +60,7 @@ def open_speculator(
         device=device,
         threads=threads,
         calibrate=calibrate,
+        budget=budget,
         on_step=on_step or _say_step,
     )
 
