@@ -153,3 +153,7 @@ class OracleDrafter:
 
     def _draw(self, bound: int) -> int:
         return int(torch.randint(0, bound, (), generator=self._random))
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)

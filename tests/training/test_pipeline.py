@@ -11,7 +11,7 @@ from specblock.drafters.base import FixedBudget
 from specblock.engine.loading import load_drafter
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
-from specblock.errors import SpecBlockError
+from specblock.errors import ModelError, SpecBlockError
 from specblock.target.model import Target
 from specblock.training.answers import count_tokens, draft_vocabulary, read_answers
 from specblock.training.features import FeatureReader, collate
@@ -71,6 +71,11 @@ def test_a_killed_run_goes_on_without_losing_or_repeating(tmp_path):
     assert sorted(row["id"] for row in rows) == sorted(prompt.id for prompt in asked)
     assert out.read_text().startswith(first)
     assert regenerate(model, asked, out, ENDS, GREEDY) == 0
+
+
+def test_sliding_windows_are_refused_in_a_sentence(tmp_path):
+    with pytest.raises(ModelError, match="full attention"):
+        regenerate(make_target("gemma3"), prompts(2), tmp_path / "a", ENDS, GREEDY)
 
 
 def test_sampling_stays_in_the_nucleus_and_mixes_temperatures():

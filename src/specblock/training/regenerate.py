@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from specblock.errors import ModelError
 from specblock.target import attention
 from specblock.target.cache import PathCache
 from specblock.target.linear import ROW_BUCKETS, RouteTable, route_linears
@@ -170,9 +171,14 @@ def regenerate(
     """Append an answer for every prompt without one; returns the number of new answers.
 
     Rows: ``{"id", "prompt_ids", "answer_ids", "temperature", "finish_reason"}``.
+
+    Raises :class:`ModelError` for targets with sliding-window layers.
     """
     if attention_kinds(text_config(model)) != (FULL,):
-        raise NotImplementedError("batched regeneration needs full attention in every layer")
+        raise ModelError(
+            "Answers are drawn in padded batches, which sliding-window layers cannot take; "
+            "choose a target with full attention in every layer."
+        )
     done = finished_ids(out)
     generator = torch.Generator(device=model.device).manual_seed(config.seed + len(done))
     todo = [p for p in prompts if p.id not in done]
