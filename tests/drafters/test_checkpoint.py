@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from specblock import storage
-from specblock.drafters.specblock import checkpoint
+from specblock.drafters import checkpoint
 from specblock.drafters.specblock.checkpoint import load_checkpoint, read_extra, save_checkpoint
 from specblock.drafters.specblock.config import SpecBlockConfig
 from specblock.drafters.specblock.model import SpecBlockModel, vocabulary_map

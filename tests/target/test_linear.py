@@ -10,6 +10,7 @@ from specblock.target.linear import (
     RoutedLinear,
     RouteTable,
     available_routes,
+    choose_routes,
     measure_routes,
     route_linears,
     routed,
@@ -101,3 +102,36 @@ def test_measuring_names_a_route_for_every_bucket_and_respects_the_memory_bound(
     for routes in table.routes.values():
         assert len(routes) == len(ROW_BUCKETS)
         assert not set(routes) & set(COPYING)
+
+
+def seconds_of(**by_route):
+    """The same seconds in every bucket: ``{route: seconds}`` of one shape."""
+    return [dict(by_route) for _ in ROW_BUCKETS]
+
+
+def test_a_copy_that_wins_anywhere_is_used_wherever_it_does_not_lose():
+    timed = seconds_of(direct=2.0, transposed=3.0, packed=1.0, blocked=1.5)
+    timed[0] = {"direct": 1.0, "transposed": 3.0, "packed": 1.04, "blocked": 1.0}
+    timed[1] = {"direct": 1.0, "transposed": 3.0, "packed": 1.2, "blocked": 1.0}
+    routes = choose_routes({(4, 4): timed})[4, 4]
+    assert routes == ["packed", "direct"] + ["packed"] * (len(ROW_BUCKETS) - 2)
+
+
+def test_noise_copies_nothing():
+    timed = seconds_of(direct=1.0, transposed=0.97, packed=0.97, blocked=1.1)
+    assert set(choose_routes({(4, 4): timed})[4, 4]) == {"direct"}
+
+
+def test_the_sum_over_all_shapes_decides_and_shapes_without_the_copy_run_direct():
+    """One shape's odd figure does not make it an exception; one without the copy cannot take it."""
+    large = seconds_of(direct=10.0, transposed=20.0, packed=5.0)
+    odd = seconds_of(direct=0.1, transposed=0.2, packed=0.3)
+    poor = seconds_of(direct=1.0, transposed=2.0)
+    chosen = choose_routes({(64, 64): large, (8, 8): odd, (4, 4): poor})
+    assert set(chosen[64, 64]) == set(chosen[8, 8]) == {"packed"}
+    assert set(chosen[4, 4]) == {"direct"}
+
+
+def test_a_better_route_without_a_copy_is_taken():
+    timed = seconds_of(direct=1.0, transposed=0.5, packed=0.49, blocked=0.9)
+    assert set(choose_routes({(4, 4): timed})[4, 4]) == {"transposed"}

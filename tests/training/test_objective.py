@@ -8,10 +8,15 @@ import pytest
 import torch
 from tests.tiny import seeded
 
+from specblock.drafters.specblock.config import SpecBlockConfig
+from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.training import objective
+from specblock.training.batch import Batch
 from specblock.training.forward import Block
-from specblock.training.losses import Targets
-from specblock.training.objective import Batch, ObjectiveConfig, total_loss
+from specblock.training.losses import Targets, rank_loss, rank_terms
+from specblock.training.noise import keyed_noise, mixed_seed
+from specblock.training.objective import ObjectiveConfig, total_loss
+from specblock.training.reduction import Means
 
 SLOTS, VOCAB = 3, 5
 
@@ -26,12 +31,12 @@ class Scripted:
     def __init__(self, tables):
         self.tables, self.calls = tables, []
         self.config = SimpleNamespace(block_size=tables[0].shape[2])
+        self.lm_head = SimpleNamespace(weight=torch.eye(VOCAB, dtype=tables[0].dtype))
 
     def install(self, monkeypatch):
         monkeypatch.setattr(objective, "run_trunk", self.run_trunk)
         monkeypatch.setattr(objective, "run_block", self.run_block)
-        nothing = torch.tensor(0.0), torch.tensor(1.0)
-        monkeypatch.setattr(objective, "rank_loss", lambda *_: nothing)
+        monkeypatch.setattr(objective, "rank_terms", lambda _, labels: labels * 0.0)
         return self
 
     def run_trunk(self, _model, features, _tokens):
@@ -47,11 +52,11 @@ class Scripted:
         )
         return Block(hidden, [], [])
 
-    def logits(self, hidden):
-        return hidden, hidden
+    def norm(self, hidden):
+        return hidden
 
-    def rank_logits(self, _normed, logits):
-        return logits.new_zeros(*logits.shape[:-1], 4)
+    def rank_logits_of_top(self, _normed, top):
+        return top.new_zeros(*top.shape[:-1], 4)
 
 
 def random_tables(seed, blocks, batch=2, length=7, slots=SLOTS):
@@ -69,7 +74,7 @@ def random_batch(seed, batch=2, length=7, pad=9, favourite=None):
     scores = torch.randn(batch, rows, VOCAB, generator=generator, dtype=torch.float64)
     if favourite is not None:
         scores[..., favourite] += 3 * (torch.rand(batch, rows, generator=generator) < 0.8)
-    probabilities, ids = scores.softmax(-1).topk(VOCAB, dim=-1)
+    probabilities, ids = scores.float().softmax(-1).topk(VOCAB, dim=-1)
     usable = torch.rand(batch, rows, generator=generator) < 0.85
     usable[:, length:] = False
     return Batch(
@@ -183,7 +188,7 @@ def hand_made(right, usable=(True,) * 4, *, length=8, start_at=2):
     allowed[0, start_at : start_at + 4] = torch.tensor(usable)
     start = torch.zeros(1, length, dtype=torch.bool)
     start[0, start_at] = True
-    probabilities = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)
+    probabilities = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1])
     return tables, Batch(
         torch.zeros(1, length, VOCAB, dtype=torch.float64),
         torch.zeros(1, length, dtype=torch.int64),
@@ -268,10 +273,75 @@ def test_depths_are_drawn_from_all_that_decoding_can_reach(monkeypatch):
         torch.zeros(1, 40, VOCAB, dtype=torch.float64),
         torch.zeros(1, 40, dtype=torch.int64),
         torch.ones(1, 40, dtype=torch.bool),
-        Targets(ids, torch.full((1, 50, VOCAB), 0.2, dtype=torch.float64), usable),
+        Targets(ids, torch.full((1, 50, VOCAB), 0.2), usable),
     )
     model = Scripted(tables).install(monkeypatch)
     total_loss(model, batch, ObjectiveConfig(blocks=2, positions=40), seeded(1))
     used = model.calls[1].used[0][0]
     assert set(used[:20].tolist()) == {1, 2, 3}
     assert set(used[20:].tolist()) == {1, 2}
+
+
+# --- the rank loss ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [3.0, 0.0])
+def test_the_rank_loss_of_a_block_is_one_mean_over_its_slots(budget):
+    """Frequency weights are each slot's own, the denominator is the block's (specblock.md 2.4)."""
+    generator, above, below = seeded(2), 0.0, 0.0
+    means = Means()
+    for rows in (30, 11, 0):
+        logits = torch.randn(rows, 4, generator=generator)
+        labels = torch.randint(4, (rows,), generator=generator)
+        labels[: rows // 2] = 0
+        means.add_by_class(rank_terms(logits, labels), labels, 4, budget, "block 1")
+        everything = torch.ones(rows, dtype=torch.bool)
+        slot = rank_loss(logits, labels, everything, budget)
+        above, below = above + float(slot[0]), below + float(slot[1])
+    assert sum(means.terms()).item() == pytest.approx(above / below, rel=1e-5)
+
+
+def test_every_block_has_its_own_rank_loss():
+    model = SpecBlockModel(
+        SpecBlockConfig(
+            hidden_size=16,
+            vocab_size=40,
+            target_layers=8,
+            feature_layers=(1, 3, 4),
+            intermediate_size=16,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            draft_vocab_size=30,
+            block_size=SLOTS,
+        )
+    )
+    batch = random_batch(5, length=9)
+    batch = dataclasses.replace(
+        batch,
+        features=torch.randn(2, 9, 48, generator=seeded(1)),
+        tokens=batch.tokens % 40,
+    )
+    config = ObjectiveConfig(blocks=2, positions=9, valid_prefix_mask=False, rank_budget=2.0)
+    loss, tally = total_loss(model, batch, config, seeded(0))
+    assert len(tally.terms) == 2 * 2 * SLOTS
+    for block in range(2):
+        rank = sum(tally.terms[2 * block * SLOTS + 1 : 2 * (block + 1) * SLOTS : 2])
+        # a mean of distances (1 to 7) times smoothed cross-entropies of four classes
+        assert 0.5 < rank.item() < 12
+    assert sum(tally.terms).item() == pytest.approx(loss.item())
+    assert tally.confusion.sum() == tally.rows.sum()
+
+
+def test_the_draws_belong_to_the_sequence_not_to_its_place():
+    keys = torch.tensor([4, 9, 7])
+    noise = keyed_noise(keys, 20, 2, seeded(3))
+    assert torch.equal(noise[[2, 0]], keyed_noise(keys[[2, 0]], 20, 2, seeded(3)))
+    assert torch.equal(noise[:, :12], keyed_noise(keys, 12, 2, seeded(3)))
+    assert not torch.equal(noise, keyed_noise(keys, 20, 2, seeded(4)))
+    assert len({mixed_seed(a, b) for a in range(40) for b in range(40)}) == 1600
+    many = keyed_noise(torch.arange(200), 50, 1, seeded(0))
+    assert abs(many.mean() - 0.5) < 0.02
+    generator = seeded(3)
+    keyed_noise(keys, 20, 2, generator)
+    assert not torch.equal(noise, keyed_noise(keys, 20, 2, generator))  # a second call differs

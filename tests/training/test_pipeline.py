@@ -8,13 +8,15 @@ from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import VOCABULARY, make_target
 
 from specblock.drafters.base import FixedBudget
+from specblock.drafters.checkpoint import read_extra
 from specblock.engine.loading import load_drafter
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ModelError, SpecBlockError
 from specblock.target.model import Target
-from specblock.training.answers import count_tokens, draft_vocabulary, read_answers
+from specblock.training.answers import count_tokens, draft_vocabulary, read_answers, split_held_out
 from specblock.training.features import FeatureReader, collate
+from specblock.training.monitor import Table
 from specblock.training.pipeline import DrafterRecipe, train_drafter
 from specblock.training.prompts import Prompt, read_prompts
 from specblock.training.regenerate import (
@@ -187,6 +189,86 @@ def test_a_stopped_training_goes_on_to_the_same_weights(answer_file, tmp_path):
     resumed = train_drafter(network, tokenizer, answer_file, parts, settings)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_a_run_leaves_what_one_wants_to_look_at(answer_file, tmp_path):
+    network, tokenizer, lines = make_target("llama"), make_tokenizer(), []
+    train_drafter(network, tokenizer, answer_file, tmp_path, recipe(), report=lines.append)
+    table = Table(tmp_path / "training" / "eval.csv").rows()
+    assert [int(row["step"]) for row in table] == [0, 8]
+    assert all(float(row["tau"]) >= 1.0 for row in table)
+    assert len(Table(tmp_path / "training" / "log.csv").rows()) == 8
+    assert any("GiB are free" in line for line in lines)
+    assert read_extra(tmp_path)["held_out"]["tau"] == pytest.approx(
+        float(table[-1]["tau"]), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "parallel"])
+def test_the_other_drafters_train_the_same_way(answer_file, tmp_path, kind):
+    network, tokenizer = make_target("llama"), make_tokenizer()
+    lines = []
+    model = train_drafter(
+        network, tokenizer, answer_file, tmp_path, recipe(kind=kind), report=lines.append
+    )
+    assert any("closed form" in line for line in lines)
+    assert model.config.drafter_type == kind
+    assert float(Table(tmp_path / "training" / "eval.csv").rows()[-1]["tau"]) >= 1.0
+    assert load_drafter(tmp_path, network, tokenizer).feature_layers == model.config.feature_layers
+
+
+def test_init_goes_on_from_weights_and_keeps_their_vocabulary(answer_file, tmp_path):
+    network, tokenizer, lines = make_target("llama"), make_tokenizer(), []
+    first = train_drafter(
+        network, tokenizer, answer_file, tmp_path / "first", recipe(draft_vocab_size=40)
+    )
+    again = recipe(init=tmp_path / "first", draft_vocab_size=60, train=TrainConfig(epochs=1))
+    more = train_drafter(
+        network, tokenizer, answer_file, tmp_path / "more", again, report=lines.append
+    )
+    assert torch.equal(first.d2t, more.d2t)
+    assert torch.equal(first.t2d, more.t2d)
+    counts = count_tokens(split_held_out(read_answers(answer_file), 3)[0], VOCABULARY)
+    coverage = counts[first.t2d].sum() / counts.sum()
+    assert any(f"covers {coverage:.2%}" in line for line in lines)
+    start = next(line for line in lines if line.startswith("step 0"))
+    end = Table(tmp_path / "first" / "training" / "eval.csv").rows()[-1]
+    assert f"'accuracy_b1s0': {float(end['accuracy_b1s0'])}" in start
+    with pytest.raises(SpecBlockError, match="kind: specblock"):
+        train_drafter(
+            network,
+            tokenizer,
+            answer_file,
+            tmp_path / "x",
+            recipe(init=tmp_path / "first", kind="eagle3"),
+        )
+
+
+def test_stored_and_online_features_train_too(answer_file, tmp_path):
+    loop = TrainConfig(epochs=1, batch_sequences=4, warmup_steps=2, lr=1e-3)
+    network, tokenizer = make_target("llama"), make_tokenizer()
+    online = train_drafter(
+        network, tokenizer, answer_file, tmp_path / "online", recipe(online=True, train=loop)
+    )
+    kept = train_drafter(network, tokenizer, answer_file, tmp_path / "kept", recipe(train=loop))
+    settings = recipe(features_file=tmp_path / "features", train=loop)
+    stored = train_drafter(network, tokenizer, answer_file, tmp_path / "stored", settings)
+    again = train_drafter(network, tokenizer, answer_file, tmp_path / "again", settings)
+    for name, weight in kept.named_parameters():
+        # batches of another make-up round differently
+        near = {"atol": 5e-3, "rtol": 5e-2}
+        torch.testing.assert_close(online.get_parameter(name), weight, **near, msg=name)
+        assert torch.equal(stored.get_parameter(name), again.get_parameter(name)), name
+
+
+def test_what_a_kind_cannot_do_is_refused(answer_file, tmp_path):
+    network, tokenizer = make_target("llama"), make_tokenizer()
+    for settings, what in (
+        ({"kind": "medusa"}, "choose specblock, eagle3, parallel"),
+        ({"kind": "eagle3", "layer_shift": False}, "no layer_shift"),
+    ):
+        with pytest.raises(SpecBlockError, match=what):
+            train_drafter(network, tokenizer, answer_file, tmp_path, recipe(**settings))
 
 
 def test_the_learning_rate_rises_and_falls():

@@ -1,4 +1,4 @@
-"""``specblock convert``: a published drafter checkpoint into our own layout."""
+"""``specblock convert``: a published drafter checkpoint, SpecBlock's or EAGLE-3's, into ours."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Convert a drafter checkpoint of the authors' layout to safetensors."""
+    """Convert a published checkpoint of SpecBlock or EAGLE-3 to our layout."""
     layers = _layer_list(feature_layers)
+    from specblock.drafters.eagle3.convert import convert_eagle3, is_eagle3
     from specblock.drafters.fingerprint import tokenizer_fingerprint
     from specblock.drafters.specblock.convert import convert_published, target_layer_count
     from specblock.target.zoo import load_tokenizer, locate_model
@@ -40,7 +41,8 @@ def convert(
         folder = locate_model(target)
         target_layers = target_layers or target_layer_count(folder)
         fingerprint = tokenizer_fingerprint(load_tokenizer(folder, target))
-    convert_published(
+    converter = convert_eagle3 if is_eagle3(source) else convert_published
+    converter(
         source,
         out,
         target_layers=target_layers,

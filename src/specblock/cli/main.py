@@ -13,7 +13,9 @@ from specblock.cli.chat import chat
 from specblock.cli.convert import convert
 from specblock.cli.demo import demo
 from specblock.cli.generate import generate
-from specblock.cli.train import regenerate, train
+from specblock.cli.prepare_data import prepare_data
+from specblock.cli.regenerate import regenerate
+from specblock.cli.train import train
 
 app = typer.Typer(
     name="specblock",
@@ -22,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, demo, calibrate, convert, bench, regenerate, train):
+for command in (generate, chat, demo, calibrate, convert, bench, prepare_data, regenerate, train):
     app.command()(command)
 
 

@@ -1,97 +1,109 @@
-"""``specblock regenerate`` and ``specblock train``: from prompts to a drafter."""
+"""``specblock train``: answers to a drafter."""
 
 from __future__ import annotations
 
+import json
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from specblock.cli import options
-from specblock.cli.support import verb
+from specblock.cli.configured import configured
+from specblock.cli.tables import console
+from specblock.training.settings import TrainSettings
 
-Minutes = Annotated[
-    float | None, typer.Option(min=0, help="Stop after so many minutes.", show_default="no limit")
-]
+if TYPE_CHECKING:
+    from specblock.training.pipeline import DrafterRecipe
+
+FROM_CONVERSATIONS = "conversations.answers.jsonl"
 
 
-@verb
-def regenerate(
-    prompts: Annotated[Path, typer.Option(help="JSONL (.zst) of rows with id and messages.")],
-    out: Annotated[Path, typer.Option(help="Answer file; answers in it are not asked for again.")],
-    model: options.Model = options.DEFAULT_MODEL,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Skip longer prompts.")] = 256,
-    max_new_tokens: options.MaxNewTokens = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 64,
-    window: Annotated[int, typer.Option(min=1, help="Prompts sorted by length at a time.")] = 1024,
-    seed: options.Seed = 0,
-    dtype: options.Dtype = "bfloat16",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    minutes: Minutes = None,
-) -> None:
-    """Let the target answer training prompts. Can be stopped and started again at any time."""
+@configured(TrainSettings)
+def train(settings: TrainSettings) -> None:
+    """Train a drafter for the target on its own answers. A run that was cut off goes on."""
+    recipe = recipe_of(settings)
     import torch
 
     from specblock.target.zoo import load_model
-    from specblock.training.prompts import read_prompts
-    from specblock.training.regenerate import RegenerateConfig, prepare_target
-    from specblock.training.regenerate import regenerate as run
+    from specblock.training.distributed import Workers
+    from specblock.training.pipeline import train_drafter
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    network, tokenizer = load_model(model, dtype=dtype, device=device)
-    ends = prepare_target(network, tokenizer)
-    rows = read_prompts(prompts, tokenizer, limit=limit, max_tokens=max_prompt_tokens)
-    config = RegenerateConfig(
-        max_new_tokens=max_new_tokens, batch_size=batch_size, window=window, seed=seed
-    )
-
-    def show(progress: dict) -> None:
-        speed = progress["tokens"] / progress["seconds"]
-        left = (progress["of"] - progress["answers"]) * progress["seconds"] / progress["answers"]
-        typer.echo(
-            f"{progress['answers']} of {progress['of']} answers, {progress['tokens']} tokens, "
-            f"{speed:.0f} tokens/s, {left / 60:.0f} min left"
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    # under torchrun every process comes here, and one speaks and writes for all
+    workers = Workers(cpu=torch.device(settings.device).type == "cpu")
+    with _record(settings) if workers.is_main else nullcontext():
+        network, tokenizer = load_model(
+            settings.model, dtype=settings.dtype, device=settings.device
         )
+        if workers.is_main and settings.conversations is not None:
+            write_answers(settings.conversations, settings.out, tokenizer)
+        workers.wait()
+        answers = settings.answers or settings.out / FROM_CONVERSATIONS
+        if workers.is_main:
+            show_sample(answers, tokenizer)
+        train_drafter(
+            network,
+            tokenizer,
+            answers,
+            settings.out,
+            recipe,
+            name=settings.model,
+            max_seconds=None if settings.minutes is None else 60 * settings.minutes,
+            report=typer.echo,
+        )
+    if workers.is_main:
+        typer.echo(f"Wrote {settings.out}: use it with --drafter {settings.out}")
 
-    run(network, rows, out, ends, config, show, None if minutes is None else 60 * minutes)
 
-
-@verb
-def train(
-    answers: Annotated[Path, typer.Option(help="Answer file of `specblock regenerate`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the drafter; a cut-off run goes on there.")],
-    model: options.Model = options.DEFAULT_MODEL,
-    epochs: Annotated[int, typer.Option(min=1)] = 5,
-    batch_sequences: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 8,
-    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 2e-4,
-    draft_vocab_size: Annotated[int, typer.Option(min=1)] = 12288,
-    from_scratch: Annotated[
-        bool, typer.Option(help="Random layers instead of the target's last ones.")
-    ] = False,
-    seed: options.Seed = 0,
-    threads: options.Threads = None,
-    minutes: Minutes = None,
-) -> None:
-    """Train a SpecBlock drafter for the target on its own answers."""
-    import torch
-
-    from specblock.target.zoo import load_model
-    from specblock.training.pipeline import DrafterRecipe, train_drafter
+def recipe_of(settings: TrainSettings) -> DrafterRecipe:
+    """The settings as the pipeline takes them, by their names: the one place where they meet."""
+    from specblock.training.objective import ObjectiveConfig
+    from specblock.training.pipeline import DrafterRecipe
     from specblock.training.trainer import TrainConfig
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    network, tokenizer = load_model(model, dtype="bfloat16")
-    recipe = DrafterRecipe(
-        draft_vocab_size=draft_vocab_size,
-        from_scratch=from_scratch,
-        train=TrainConfig(epochs=epochs, batch_sequences=batch_sequences, lr=lr, seed=seed),
+    def named(kind: type) -> dict[str, Any]:
+        names = (field.name for field in fields(kind))
+        return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+
+    return DrafterRecipe(
+        **named(DrafterRecipe),
+        from_scratch=settings.start == "scratch",
+        objective=ObjectiveConfig(**named(ObjectiveConfig)),
+        train=TrainConfig(**named(TrainConfig)),
     )
-    limit = None if minutes is None else 60 * minutes
-    train_drafter(
-        network, tokenizer, answers, out, recipe, name=model, max_seconds=limit, report=typer.echo
-    )
-    typer.echo(f"Wrote {out}: use it with --drafter {out}")
+
+
+def write_answers(conversations: Path, out: Path, tokenizer) -> None:
+    """The answers of ready-made conversations, in the form of regenerated ones."""
+    from specblock.storage import write_atomically
+    from specblock.training.chat_mask import read_conversations
+    from specblock.training.turns import Turn, answer_row
+
+    found = read_conversations(conversations, tokenizer)
+    rows = [
+        answer_row(Turn(a.id, a.turn, [], a.prompt_ids), a.answer_ids, None, a.stopped)
+        for a in found
+    ]
+    write_atomically(out / FROM_CONVERSATIONS, "".join(json.dumps(row) + "\n" for row in rows))
+    typer.echo(f"{len(found)} answers of {conversations}")
+
+
+def _record(settings: TrainSettings) -> AbstractContextManager[dict[str, Any]]:
+    from specblock.training.provenance import recorded
+
+    given = (settings.answers, settings.conversations, settings.init)
+    inputs = [path for path in given if path is not None]
+    return recorded(settings.out, "train", settings.to_dict(), inputs, folder=True)
+
+
+def show_sample(answers: Path, tokenizer) -> None:
+    """Print the first answer with what is trained on in colour."""
+    from specblock.training.answers import read_answers
+    from specblock.training.chat_mask import coloured_sample
+
+    (first,) = read_answers(answers, limit=1)
+    typer.echo("The first answer; the loss is on the coloured part:", err=True)
+    console(stderr=True).print(coloured_sample(tokenizer, first))

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from specblock.drafters.specblock.config import SpecBlockConfig
+from specblock.drafters.config import StoredConfig
 from specblock.errors import CheckpointError
 
 __all__ = ["check_fits", "tokenizer_fingerprint"]
@@ -29,7 +29,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def check_fits(
-    config: SpecBlockConfig,
+    config: StoredConfig,
     *,
     hidden_size: int,
     vocab_size: int,

@@ -202,23 +202,42 @@ def _synchronise(target: Target) -> None:
         torch.cuda.synchronize(target.device)
 
 
+class _Alternating(FixedBudget):
+    """Groups of speculating rounds and of plain ones in turn."""
+
+    def __init__(self, nodes: int, leaves: int, group: int):
+        super().__init__(nodes, leaves)
+        self.group, self.rounds = group, 0
+
+    @property
+    def settled(self) -> bool:
+        """Not the first round of a group, which pays for the change."""
+        return self.rounds % self.group != 1
+
+    def speculate(self) -> bool:
+        self.rounds += 1
+        return (self.rounds - 1) // self.group % 2 == 0
+
+
 def _overhead(target: Target, drafter: Drafter, prompt: torch.Tensor, costs: CostTable) -> float:
-    """What a speculating round takes beyond its forwards, more than a plain round does."""
-    nodes, leaves, rounds = 8, 2, 12
-    beyond = []
-    for speculate in (True, False):
-        stats = GenerationStats()
-        budget = FixedBudget(nodes, leaves) if speculate else None
-        used = drafter if speculate else None
-        seconds, before = [], 0.0
-        for _ in decode(target, used, budget, prompt.tolist(), SamplingParams(), 512, stats):
-            if stats.rounds:
-                seconds.append(stats.seconds - before)
-            before = stats.seconds
-            if stats.rounds >= rounds:
-                break
-        own = costs.target_seconds(1)
-        if speculate:
-            own = costs.round_seconds(1, (leaves,), nodes)
-        beyond.append(sorted(seconds)[len(seconds) // 2] - own)
-    return max(0.0, beyond[0] - beyond[1])
+    """What a speculating round takes beyond its forwards, more than a plain round does.
+
+    Compared are ratios to a plain round, in real rounds of both kinds in turn and in the table, so
+    that a machine whose speed has changed since the table was measured does not matter.
+    """
+    nodes, leaves, group, groups = 8, 2, 6, 8
+    budget, stats = _Alternating(nodes, leaves, group), GenerationStats()
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    before = before_speculative = 0
+    for _ in decode(target, drafter, budget, prompt.tolist(), SamplingParams(), 512, stats):
+        if stats.rounds and budget.settled:
+            speculated = stats.speculative_rounds > before_speculative
+            seconds[speculated].append(stats.seconds - before)
+        before, before_speculative = stats.seconds, stats.speculative_rounds
+        if stats.rounds >= group * groups:
+            break
+    if not (seconds[True] and seconds[False]):
+        return 0.0  # the context was full before both kinds had been seen
+    real, plain = (sorted(times)[len(times) // 2] for times in (seconds[True], seconds[False]))
+    own = costs.target_seconds(1)
+    return max(0.0, real / plain * own - costs.round_seconds(1, (leaves,), nodes))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from specblock.drafters.base import BudgetController, FixedBudget
+from specblock.drafters.base import BudgetController, Drafter, FixedBudget
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
-from specblock.drafters.specblock.checkpoint import load_checkpoint, read_config
-from specblock.drafters.specblock.drafter import SpecBlockDrafter
+from specblock.drafters.registry import KINDS, make_drafter, read_config
+from specblock.drafters.registry import load_model as load_network
 from specblock.engine.calibrate import calibrate as measure
 from specblock.engine.calibrate import load_calibration, use_routes
 from specblock.engine.speculator import Speculator
@@ -127,8 +127,17 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | None:
     return None
 
 
-def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2) -> SpecBlockDrafter:
-    """A drafter for ``network``; raises :class:`CheckpointError` where it does not fit."""
+def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2, **settings) -> Drafter:
+    """A drafter for ``network``, of the kind that its config names.
+
+    Args:
+        blocks: generations of blocks a round, where its kind has blocks.
+        settings: further settings of its kind, see :data:`specblock.drafters.registry.KINDS`.
+
+    Raises:
+        CheckpointError: it does not fit the network, or is damaged.
+        ConfigError: its kind has no such setting.
+    """
     config = read_config(folder)
     target = text_config(network)
     check_fits(
@@ -139,7 +148,7 @@ def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2) -> SpecBl
         fingerprint="" if tokenizer is None else tokenizer_fingerprint(tokenizer),
         target_name=getattr(network, "name_or_path", ""),
     )
-    model = load_checkpoint(
+    model = load_network(
         folder,
         embeddings=network.get_input_embeddings().weight,
         target_head=network.get_output_embeddings().weight,
@@ -148,4 +157,6 @@ def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2) -> SpecBl
     )
     if network.device.type == "cpu":
         route_linears(model)
-    return SpecBlockDrafter(model, blocks=blocks)
+    if "blocks" in KINDS[config.drafter_type].settings:
+        settings["blocks"] = blocks
+    return make_drafter(model, **settings)

@@ -1,8 +1,9 @@
 """Grouped-query attention without copying the cache, for tree verification.
 
 ``sdpa`` in transformers repeats every key/value head when a mask is given. A tree always has a
-mask, so each verification would copy the whole cache per layer. Here the query heads of a group
-become extra query rows of their key/value head instead: same products, no copy.
+mask, so each verification would copy the whole cache per layer. Here PyTorch's CPU kernel is told
+of the groups, and where it cannot be, the query heads of a group become extra query rows of their
+key/value head: same products, no copy.
 Registered through transformers' public ``AttentionInterface``.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -44,15 +46,18 @@ def grouped_sdpa(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     batch, heads, rows, dim = query.shape
-    kv_heads = key.shape[1]
     mask = attention_mask[..., : key.shape[-2]]
-    folded = query.reshape(batch, kv_heads, groups * rows, dim)
-    mask = mask.expand(batch, 1, rows, -1).repeat(1, 1, groups, 1)
-    output = torch.nn.functional.scaled_dot_product_attention(
-        folded, key, value, attn_mask=mask, scale=scaling
-    )
-    output = output.view(batch, heads, rows, dim).transpose(1, 2).contiguous()
-    return output, None
+    if query.device.type == "cpu" and rows > 1:
+        # this kernel shares a group's keys by itself; folded rows would leave a core idle
+        output = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True
+        )
+    else:
+        folded = query.reshape(batch, key.shape[1], groups * rows, dim)
+        mask = mask.expand(batch, 1, rows, -1).repeat(1, 1, groups, 1)
+        output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+        output = output.view(batch, heads, rows, dim)
+    return output.transpose(1, 2).contiguous(), None
 
 
 def register() -> str:

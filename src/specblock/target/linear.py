@@ -31,16 +31,20 @@ from torch.nn import functional as F
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 COPYING = ("packed", "blocked")
+_TIE = 0.05  # what less than this decides is noise
 _PACK_ROWS = 64  # the pack serves every row count; MKL packs best for a batch of about this size
+
+
+Shape = tuple[int, int]  # (out, in) of a weight
 
 
 @dataclass
 class RouteTable:
     """Route by weight shape and rows: ``routes[(out, in)][bucket index]``."""
 
-    routes: dict[tuple[int, int], list[str]] = field(default_factory=dict)
+    routes: dict[Shape, list[str]] = field(default_factory=dict)
 
-    def route(self, shape: tuple[int, int], rows: int) -> str:
+    def route(self, shape: Shape, rows: int) -> str:
         """The route of a product of ``rows`` rows with a weight of ``shape`` (out, in)."""
         chosen = self.routes.get(shape)
         if chosen is None or rows > 2 * ROW_BUCKETS[-1]:
@@ -71,7 +75,7 @@ class RoutedLinear(nn.Module):
         self._packs: dict[str, Tensor] = {}
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> Shape:
         return self.out_features, self.in_features
 
     def use(self, table: RouteTable) -> None:
@@ -158,12 +162,11 @@ def measure_routes(
     them: what a weight costs depends on how much else has gone through the cache since.
 
     ``max_extra_bytes`` bounds the memory of the copies: shapes get one, the largest share of the
-    weights first, while the bound allows, and at most one kind of copy each. Another route must
-    win by 5 % to displace ``direct``, so that noise does not copy anything in vain.
+    weights first, while the bound allows. What follows from the times: :func:`choose_routes`.
     """
     linears = list(linears)
     left = float("inf") if max_extra_bytes is None else max_extra_bytes
-    sizes: dict[tuple[int, int], int] = defaultdict(int)
+    sizes: dict[Shape, int] = defaultdict(int)
     for linear in linears:
         sizes[linear.shape] += linear.weight.numel() * linear.weight.element_size()
     may_copy = set()
@@ -171,7 +174,7 @@ def measure_routes(
         if size <= left:
             may_copy.add(shape)
             left -= size
-    seconds: dict[tuple[int, int], list[dict[str, float]]] = {
+    seconds: dict[Shape, list[dict[str, float]]] = {
         shape: [{} for _ in ROW_BUCKETS] for shape in sizes
     }
     for route in ("direct", "transposed", *COPYING):
@@ -180,22 +183,43 @@ def measure_routes(
                 seconds[shape][index][route] = taken
         for linear in linears:
             linear.refresh()  # two copies at once would crowd each other out of the cache
-    return RouteTable({shape: _choose(timed) for shape, timed in seconds.items()})
+    return RouteTable(choose_routes(seconds))
 
 
-def _choose(seconds: list[dict[str, float]]) -> list[str]:
-    """The fastest route per bucket, with the one kind of copy that saves most in total."""
+def choose_routes(seconds: dict[Shape, list[dict[str, float]]]) -> dict[Shape, list[str]]:
+    """The route of every shape and bucket, given ``seconds[shape][bucket][route]`` of one pass.
+
+    One route per bucket serves all shapes that have it, the others run ``direct``: the sum over
+    all layers is far less noisy than any shape's own figure. At most one kind of copy is kept, and
+    where there is one it is taken in every bucket where it loses no more than `_TIE`: a forward of
+    another row count then finds the weights in the cache that the last one left.
+    """
     plans = []
     for copying in (None, *COPYING):
-        allowed = [r for r in seconds[0] if r not in COPYING or r == copying]
-        best = [min(allowed, key=timed.get) for timed in seconds]
-        best = [
-            route if timed[route] < 0.95 * timed["direct"] else "direct"
-            for route, timed in zip(best, seconds, strict=True)
+        routes = ["direct", "transposed", *([copying] if copying else [])]
+        chosen, cost = [], 0.0
+        for bucket in range(len(ROW_BUCKETS)):
+            totals = {route: _total(seconds, bucket, route) for route in routes}
+            least, kept = min(totals.values()), routes[-1] if copying else "direct"
+            best = kept if totals[kept] <= (1 + _TIE) * least else min(totals, key=totals.get)
+            chosen.append(best)
+            cost += totals[best] / totals["direct"]
+        plans.append((cost * (1 + _TIE if copying else 1), chosen))
+    chosen = min(plans, key=lambda plan: plan[0])[1]
+    return {
+        shape: [
+            route if route in timed else "direct"
+            for route, timed in zip(chosen, buckets, strict=True)
         ]
-        relative = [t[r] / t["direct"] for r, t in zip(best, seconds, strict=True)]
-        plans.append((sum(relative), best))
-    return min(plans, key=lambda plan: plan[0])[1]
+        for shape, buckets in seconds.items()
+    }
+
+
+def _total(seconds: dict[Shape, list[dict[str, float]]], bucket: int, route: str) -> float:
+    """Seconds of a pass in which every shape that can takes ``route``."""
+    return sum(
+        buckets[bucket].get(route, buckets[bucket]["direct"]) for buckets in seconds.values()
+    )
 
 
 @torch.inference_mode()
@@ -203,9 +227,9 @@ def _time_pass(
     linears: list[RoutedLinear],
     rows: int,
     route: str,
-    may_copy: set[tuple[int, int]],
+    may_copy: set[Shape],
     repetitions: int,
-) -> dict[tuple[int, int], float]:
+) -> dict[Shape, float]:
     """Least seconds per shape over some passes by one route: noise only ever adds.
 
     Layers that cannot take the route run ``direct``, and their shapes are not in the result.
@@ -222,9 +246,9 @@ def _time_pass(
         if route in available_routes(linear.weight)
         and (route not in COPYING or linear.shape in may_copy)
     }
-    least: dict[tuple[int, int], float] = {}
+    least: dict[Shape, float] = {}
     for repetition in range(repetitions + 1):
-        taken: dict[tuple[int, int], float] = defaultdict(float)
+        taken: dict[Shape, float] = defaultdict(float)
         for linear in linears:
             x = inputs[linear.in_features, linear.weight.dtype]
             started = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,42 +11,56 @@ from torch import Tensor
 
 from specblock.drafters.specblock.model import vocabulary_map
 from specblock.errors import SpecBlockError
+from specblock.training.shards import read_shard, shard_files
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A prompt with the target's answer, as token ids; ``stopped``: it ends with end-of-turn."""
+    """A prompt with the target's answer, as token ids; ``stopped``: it ends with end-of-turn.
+
+    The turns of a conversation are answers of one ``id``, told apart by ``turn``.
+    """
 
     id: str
     prompt_ids: list[int]
     answer_ids: list[int]
     stopped: bool
+    turn: int = 0
 
     @property
     def ids(self) -> list[int]:
         return self.prompt_ids + self.answer_ids
 
 
-def read_answers(path: Path, *, min_tokens: int = 8) -> list[Answer]:
-    """The answers of :func:`specblock.training.regenerate.regenerate` of at least ``min_tokens``.
+def read_answers(path: Path, *, min_tokens: int = 8, limit: int | None = None) -> list[Answer]:
+    """The first ``limit`` answers of at least ``min_tokens`` tokens in a file or folder of shards.
 
-    Raises :class:`SpecBlockError` if there are none.
+    What :func:`specblock.training.regenerate.regenerate` is still writing may be read.
+
+    Raises :class:`SpecBlockError` if there are none, or a line is broken.
     """
-    if not path.is_file():
-        raise SpecBlockError(f"There is no answer file {path}; run `specblock regenerate` first.")
-    answers = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if len(row["answer_ids"]) >= min_tokens:
-            stopped = row["finish_reason"] == "stop"
-            answers.append(Answer(row["id"], row["prompt_ids"], row["answer_ids"], stopped))
+    files = shard_files(path)
+    if not files:
+        raise SpecBlockError(f"There are no answers at {path}; run `specblock regenerate` first.")
+    answers: list[Answer] = []
+    for file in files:
+        for _, row in read_shard(file):
+            if limit is not None and len(answers) >= limit:
+                return answers
+            if len(row["answer_ids"]) >= min_tokens:
+                stopped, turn = row["finish_reason"] == "stop", row.get("turn") or 0
+                own = Answer(row["id"], row["prompt_ids"], row["answer_ids"], stopped, turn)
+                answers.append(own)
     if not answers:
         raise SpecBlockError(f"{path} holds no answer of {min_tokens} tokens; regenerate more.")
     return answers
 
 
 def split_held_out(answers: list[Answer], count: int) -> tuple[list[Answer], list[Answer]]:
-    """(training, held out): every n-th answer is held out, so that both see the same mix."""
+    """(training, held out): every n-th answer is held out, so that both see the same mix.
+
+    A conversation is never in both: turns of one whose answer is held out are not trained on.
+    """
     stride = max(2, len(answers) // max(1, count))
     held = answers[::stride][:count]
     names = {answer.id for answer in held}

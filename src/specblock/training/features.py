@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from specblock.target.model import FeatureTap
 from specblock.training.answers import Answer
+from specblock.training.batch import Batch
 from specblock.training.losses import Targets
-from specblock.training.objective import Batch
 
 
 @dataclass(frozen=True)

@@ -138,12 +138,15 @@ def joint_attention(
     """
     kv_heads, dim = context_k.shape[1], q.shape[-1]
     q = q.unflatten(3, (kv_heads, -1)) * dim**-0.5
-    lowest = torch.finfo(torch.float32).min
-    context = torch.einsum("bmkhgd,bhtd->bhmkgt", q, context_k).float()
-    context = context.masked_fill(~context_mask[:, None, :, None, None], lowest)
-    own = torch.einsum("bmkhgd,bmnhd->bhmkgn", q, own_k).float()
-    own = own.masked_fill(~own_mask[:, None, :, :, None], lowest)
-    weights = torch.cat((context, own), dim=-1).softmax(-1).to(q.dtype)
+    context = torch.einsum("bmkhgd,bhtd->bhmkgt", q, context_k)
+    own = torch.einsum("bmkhgd,bmnhd->bhmkgn", q, own_k)
+    # one sum with a mask and one softmax in the products' dtype: in fp32 and in pieces, moving the
+    # scores about takes longer than computing them
+    visible = torch.cat((context_mask[:, :, None].expand(-1, -1, q.shape[2], -1), own_mask), dim=-1)
+    hidden = torch.zeros(visible.shape, dtype=context.dtype, device=q.device)
+    hidden.masked_fill_(~visible, torch.finfo(context.dtype).min)
+    scores = torch.cat((context, own), dim=-1) + hidden[:, None, :, :, None]
+    weights = scores.softmax(-1)
     split = context_k.shape[2]
     out = torch.einsum("bhmkgt,bhtd->bmkhgd", weights[..., :split], context_v)
     out = out + torch.einsum("bhmkgn,bmnhd->bmkhgd", weights[..., split:], own_v)

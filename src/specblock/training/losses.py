@@ -66,22 +66,32 @@ def rank_soft_targets(classes: int) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
+def rank_terms(rank_logits: Tensor, labels: Tensor) -> Tensor:
+    """Distance-weighted, ordinally smoothed cross-entropy of the rank head, fp32 [R].
+
+    Args:
+        rank_logits: [R, C]; labels: int64 [R], the true buckets.
+    """
+    soft = rank_soft_targets(rank_logits.shape[-1]).to(rank_logits.device)[labels]
+    cross = -(soft * F.log_softmax(rank_logits.float(), dim=-1)).sum(-1)
+    predicted = rank_logits.argmax(-1)
+    distance = 1 + (labels - predicted).abs() + (labels - predicted).clamp(min=0)
+    return distance * cross
+
+
 def rank_loss(
     rank_logits: Tensor, labels: Tensor, mask: Tensor, budget_per_class: float
 ) -> tuple[Tensor, Tensor]:
     """Numerator and denominator of one slot's rank loss.
 
+    What :class:`specblock.training.reduction.Means` sums up over slots and processes.
+
     Args:
         rank_logits: [R, 4]; labels: int64 [R] true buckets; mask: bool [R].
         budget_per_class: B of the frequency weight ``min(1, B / count)``; <= 0 switches it off.
     """
-    classes = rank_logits.shape[-1]
-    soft = rank_soft_targets(classes).to(rank_logits.device)[labels]
-    cross = -(soft * F.log_softmax(rank_logits.float(), dim=-1)).sum(-1)
-    predicted = rank_logits.argmax(-1)
-    distance = 1 + (labels - predicted).abs() + (labels - predicted).clamp(min=0)
     weight = mask.float()
     if budget_per_class > 0:
-        counts = torch.bincount(labels[mask], minlength=classes).clamp(min=1)
+        counts = torch.bincount(labels[mask], minlength=rank_logits.shape[-1]).clamp(min=1)
         weight = weight * (budget_per_class / counts).clamp(max=1.0)[labels]
-    return (weight * distance * cross).sum(), weight.sum()
+    return (weight * rank_terms(rank_logits, labels)).sum(), weight.sum()

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
+from specblock.training.batch import Batch, Tally
 from specblock.training.forward import Block, Trunk, run_block, run_trunk
-from specblock.training.losses import (
-    Targets,
-    rank_bucket,
-    rank_loss,
-    rank_of_best,
-    soft_cross_entropy,
-)
+from specblock.training.head_loss import head_loss
+from specblock.training.losses import Targets, rank_bucket, rank_terms
+from specblock.training.noise import keyed_noise
+from specblock.training.reduction import Means
 
 
 @dataclass(frozen=True)
@@ -30,37 +28,50 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Sequences ready for training, right-padded.
+class SpecBlockObjective:
+    """The paper's loss as an :class:`specblock.training.batch.Objective`.
 
-    ``features [B, S, F * H]`` of position i, ``tokens`` int64 [B, S] = token i + 1, ``start`` bool
-    [B, S]: pairs from which decoding may draft, ``targets`` over [B, S + pad] rows where row p is
-    the target's distribution *at position p + 1*, so slot k of pair i at offset o reads row
-    ``i + o + k``; ``pad`` unusable rows at the end.
+    ``block_size``: the drafter's K.
     """
 
-    features: Tensor
-    tokens: Tensor
-    start: Tensor
-    targets: Targets
+    config: ObjectiveConfig
+    block_size: int
+
+    @property
+    def pad_rows(self) -> int:
+        return (self.config.blocks + 1) * self.block_size
+
+    def __call__(
+        self, model: SpecBlockModel, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Tally]:
+        return total_loss(model, batch, self.config, generator)
 
 
 @dataclass
-class Tally:
-    """Sums over a batch, for the log: per block and slot rows, hits, loss."""
+class _Ledger:
+    """What the slots of a batch add to while the loss is put together."""
 
-    rows: Tensor
-    hits: Tensor
-    live_hits: Tensor
-    live_rows: Tensor
-    loss: Tensor
-    rank_hits: float = 0.0
-    rank_rows: float = 0.0
-    terms: list[Tensor] = field(default_factory=list)
+    config: ObjectiveConfig
+    tally: Tally
+    means: Means = field(default_factory=Means)
 
-    @staticmethod
-    def empty(blocks: int, slots: int) -> Tally:
-        return Tally(*(torch.zeros(blocks, slots, dtype=torch.float64) for _ in range(5)))
+    def add(
+        self, block: int, slot: int, heads: _Heads, live: Tensor | None, weight: float = 1.0
+    ) -> None:
+        """One slot's rows: their shares of the loss, and what to log of them."""
+        tally, right = self.tally, float((heads.ranks == 1).sum())
+        labels, classes = rank_bucket(heads.ranks), heads.rank_logits.shape[-1]
+        self.means.add(weight, heads.terms)
+        terms = rank_terms(heads.rank_logits, labels)
+        self.means.add_by_class(terms, labels, classes, self.config.rank_budget, ("rank", block))
+        tally.rows[block, slot] += heads.terms.numel()
+        tally.hits[block, slot] += right
+        tally.loss[block, slot] += float(heads.terms.detach().sum())
+        pairs = labels * classes + heads.rank_logits.argmax(-1)
+        tally.confusion += torch.bincount(pairs, minlength=classes**2).view(classes, -1).cpu()
+        if live is not None:
+            tally.live_rows[block, slot] += float(live.sum())
+            tally.live_hits[block, slot] += right
 
 
 def total_loss(
@@ -71,49 +82,49 @@ def total_loss(
     Slot 0 is trained at every start position (it comes out of the trunk). The later slots and
     blocks cost K rows each, so they run at ``config.positions`` sampled positions per sequence.
     """
-    tally = Tally.empty(config.blocks, model.config.block_size)
+    ledger = _Ledger(config, Tally.empty(config.blocks, model.config.block_size))
+    length = batch.tokens.shape[1]
+    noise = keyed_noise(batch.sequence_keys(), length, config.blocks, generator)
+    noise = noise.to(batch.tokens.device)
     trunk = run_trunk(model, batch.features, batch.tokens)
-    first_right = _trunk_loss(model, trunk, batch, config, tally)
-    chosen, live = _sample_positions(batch.start, first_right, config, generator)
+    first_right = _trunk_loss(model, trunk, batch, ledger)
+    chosen, live = _sample_positions(batch.start, first_right, config, noise[..., 0])
     tokens = batch.tokens.gather(1, chosen)
     condition = _rows(trunk.condition, chosen)
     block = run_block(model, trunk, condition, tokens, chosen)
     offset = torch.zeros_like(chosen)
-    right = _block_loss(model, block, batch, chosen, offset, live, config, tally, 0)
+    known = first_right.gather(1, chosen)
+    right = _block_loss(model, block, batch, chosen, offset, live, ledger, 0, known)
     parents: list[tuple[Block, Tensor]] = []
     for index in range(1, config.blocks):
-        used = _draw_depth(right, generator)
+        used = _draw_depth(right, noise[..., index].gather(1, chosen))
         parents.append((block, used))
         offset = offset + used
         condition = block.hidden.gather(
             2, (used - 1)[..., None, None].expand(-1, -1, 1, block.hidden.shape[-1])
         ).squeeze(2)
-        at = (chosen + offset).clamp(max=batch.tokens.shape[1] - 1)
-        inside = live & (chosen + offset < batch.tokens.shape[1])
+        at = (chosen + offset).clamp(max=length - 1)
+        inside = live & (chosen + offset < length)
         block = run_block(model, trunk, condition, batch.tokens.gather(1, at), chosen, parents)
-        right = _block_loss(model, block, batch, chosen, offset, inside, config, tally, index)
-    return torch.stack(tally.terms).sum(), tally
+        right = _block_loss(model, block, batch, chosen, offset, inside, ledger, index)
+    ledger.tally.terms = ledger.means.terms()
+    return torch.stack(ledger.tally.terms).sum(), ledger.tally
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _trunk_loss(
-    model: SpecBlockModel, trunk: Trunk, batch: Batch, config: ObjectiveConfig, tally: Tally
-) -> Tensor:
+def _trunk_loss(model: SpecBlockModel, trunk: Trunk, batch: Batch, ledger: _Ledger) -> Tensor:
     """Slot 0 at every start position; returns where it was right, bool [B, S]."""
     length = batch.tokens.shape[1]
     usable = batch.start & batch.targets.usable[:, :length]
     rows = usable.flatten().nonzero().flatten()
     targets = _flat_targets(batch.targets, length).at(rows)
-    hidden = trunk.hidden[:, :, 0].flatten(0, 1)[rows]
-    terms, right, rank = _slot_terms(model, hidden, targets, config)
-    _record(tally, 0, 0, terms, right, None)
-    tally.terms.append(terms.sum() / max(1, rows.numel()))
-    tally.terms.append(rank / model.config.block_size)
+    heads = _heads(model, trunk.hidden[:, :, 0].flatten(0, 1)[rows], targets)
+    ledger.add(0, 0, heads, None)
     found = torch.zeros_like(usable).flatten()
-    found[rows] = right
+    found[rows] = heads.ranks == 1
     return found.view_as(usable)
 
 
@@ -125,19 +136,21 @@ def _flat_targets(targets: Targets, length: int) -> Targets:
     )
 
 
-def _slot_terms(
-    model: SpecBlockModel, hidden: Tensor, targets: Targets, config: ObjectiveConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row: cross-entropy, whether the arg-max is right; and the slot's mean rank loss."""
-    logits, normed = model.logits(hidden)
-    terms = soft_cross_entropy(logits, targets)
-    with torch.no_grad():
-        rank = rank_of_best(logits, targets.best)
-    rank_logits = model.rank_logits(normed, logits)
-    above, below = rank_loss(
-        rank_logits, rank_bucket(rank), torch.ones_like(rank, dtype=torch.bool), config.rank_budget
-    )
-    return terms, rank == 1, above / below.clamp(min=1e-6)
+@dataclass(frozen=True)
+class _Heads:
+    """What both heads say at R rows: cross-entropies ``terms`` fp32 [R], ``ranks`` int64 [R] of the
+    target's best token, ``rank_logits [R, 4]``."""
+
+    terms: Tensor
+    ranks: Tensor
+    rank_logits: Tensor
+
+
+def _heads(model: SpecBlockModel, hidden: Tensor, targets: Targets) -> _Heads:
+    normed = model.norm(hidden)
+    output = head_loss(normed, model.lm_head.weight, targets, top=RANK_TOP)
+    rank_logits = model.rank_logits_of_top(normed, output.top)
+    return _Heads(output.terms, output.ranks, rank_logits)
 
 
 def _block_loss(
@@ -147,16 +160,16 @@ def _block_loss(
     chosen: Tensor,
     offset: Tensor,
     live: Tensor,
-    config: ObjectiveConfig,
-    tally: Tally,
+    ledger: _Ledger,
     index: int,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Draft and rank loss of one block; returns per slot whether it was right, bool [B, M, K].
 
     Only rows on a valid prefix reach the output head: what the mask drops is never computed.
-    Slot 0 of block 1 has been trained by the trunk already and only extends the chain here.
+    ``known``: where slot 0 was right, bool [B, M]; the trunk has trained block 1's already.
     """
-    slots = model.config.block_size
+    config, slots = ledger.config, model.config.block_size
     batch_rows = torch.arange(chosen.shape[0], device=chosen.device)[:, None].expand_as(chosen)
     chain = live.clone()
     last = batch.targets.usable.shape[1] - 1
@@ -164,18 +177,15 @@ def _block_loss(
     for slot in range(slots):
         row = (chosen + offset + slot).clamp(max=last)
         usable = batch.targets.usable[batch_rows, row]
-        picked = (chain & usable).nonzero(as_tuple=True)
-        targets = batch.targets.at((batch_rows[picked], row[picked]))
-        hidden = block.hidden[:, :, slot][picked]
-        right = torch.zeros_like(chain)
-        if picked[0].numel():
-            terms, hit, rank = _slot_terms(model, hidden, targets, config)
-            right[picked] = hit
-            if index or slot:
-                _record(tally, index, slot, terms, hit, live)
-                weight = config.slot_decay**slot
-                tally.terms.append(weight * terms.sum() / picked[0].numel())
-                tally.terms.append(rank / slots)
+        if slot == 0 and known is not None:
+            right = known & chain & usable
+        else:
+            picked = (chain & usable).nonzero(as_tuple=True)
+            targets = batch.targets.at((batch_rows[picked], row[picked]))
+            heads = _heads(model, block.hidden[:, :, slot][picked], targets)
+            ledger.add(index, slot, heads, live, config.slot_decay**slot)
+            right = torch.zeros_like(chain)
+            right[picked] = heads.ranks == 1
         rights.append(right)
         if config.valid_prefix_mask:
             # an unusable slot leaves the chain as it was, a wrong one ends it
@@ -184,14 +194,15 @@ def _block_loss(
 
 
 def _sample_positions(
-    start: Tensor, first_right: Tensor, config: ObjectiveConfig, generator: torch.Generator
+    start: Tensor, first_right: Tensor, config: ObjectiveConfig, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``config.positions`` start positions per sequence, int64 [B, M], and which are real.
+
+    ``noise``: uniform [B, S].
 
     With the valid-prefix mask those where slot 0 was right are preferred: elsewhere block 1
     trains nothing, though a second block from slot 0's alternatives still does.
     """
-    noise = torch.rand(start.shape, generator=generator, device=start.device)
     score = noise + (first_right.float() * 0.5 if config.valid_prefix_mask else 0.0)
     score = score.masked_fill(~start, -1.0)
     count = min(config.positions, start.shape[1])
@@ -201,24 +212,12 @@ def _sample_positions(
     return order.values, live
 
 
-def _draw_depth(right: Tensor, generator: torch.Generator) -> Tensor:
-    """M in 1..K per position: the next block starts from slot M - 1.
+def _draw_depth(right: Tensor, noise: Tensor) -> Tensor:
+    """M in 1..K per position: the next block starts from slot M - 1. ``noise``: uniform [B, M].
 
     Drawn uniformly from the slots that decoding could reach there, i.e. those whose predecessors
     were right: a block behind a wrong token is never drafted.
     """
     slots = right.shape[-1]
     reachable = right.long().cumprod(-1).sum(-1).clamp(max=slots - 1) + 1
-    noise = torch.rand(reachable.shape, generator=generator, device=right.device)
     return (noise * reachable).floor().long().clamp(max=slots - 1) + 1
-
-
-def _record(
-    tally: Tally, block: int, slot: int, terms: Tensor, right: Tensor, live: Tensor | None
-) -> None:
-    tally.rows[block, slot] += terms.numel()
-    tally.hits[block, slot] += float(right.sum())
-    tally.loss[block, slot] += float(terms.detach().sum())
-    if live is not None:
-        tally.live_rows[block, slot] += float(live.sum())
-        tally.live_hits[block, slot] += float(right.sum())

@@ -1,4 +1,4 @@
-"""From answers to a drafter on disk: vocabulary, features, warm start, training, checkpoint."""
+"""From answers to a drafter on disk: vocabulary, features, start, training, checkpoint."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from specblock.drafters.fingerprint import tokenizer_fingerprint
-from specblock.drafters.specblock.checkpoint import save_checkpoint
-from specblock.drafters.specblock.config import SpecBlockConfig
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.checkpoint import save_checkpoint
+from specblock.drafters.config import StoredConfig
+from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
+from specblock.drafters.registry import load_model, make_drafter, read_config
+from specblock.errors import SpecBlockError
 from specblock.target.model import text_config
 from specblock.training.answers import (
     Answer,
@@ -21,9 +22,18 @@ from specblock.training.answers import (
     read_answers,
     split_held_out,
 )
-from specblock.training.features import FeatureReader, Sequence
-from specblock.training.trainer import TrainConfig, Trainer, summary
-from specblock.training.warm_start import attach_target, warm_start
+from specblock.training.checkpoints import numbered
+from specblock.training.corpus import Corpus, Kept, Online, read_all, sizes_of
+from specblock.training.distributed import Workers
+from specblock.training.evaluate import Evaluator
+from specblock.training.features import FeatureReader
+from specblock.training.kinds import drafter_config, new_drafter, training_kind
+from specblock.training.memory import available_memory, check_memory, estimate_memory
+from specblock.training.objective import ObjectiveConfig
+from specblock.training.simulate import greedy_answers
+from specblock.training.store import store_features
+from specblock.training.trainer import TrainConfig, Trainer
+from specblock.training.warm_start import warm_start
 
 Report = Callable[[str], None]
 
@@ -32,9 +42,13 @@ Report = Callable[[str], None]
 class DrafterRecipe:
     """The drafter to train; the defaults are those of the shipped one.
 
-    ``from_scratch`` starts from random layers instead of the target's last ones.
+    ``from_scratch`` starts from random layers instead of the target's last ones, ``init`` from the
+    weights and the vocabulary map of a drafter's folder, whose shape then counts.
+    ``features_file``: folder that features are stored in and read from again; without one they are
+    kept in main memory, or computed for every batch if ``online``.
     """
 
+    kind: str = "specblock"  # or eagle3, parallel
     layers: int = 2
     block_size: int = 4
     draft_vocab_size: int = 12288
@@ -43,40 +57,20 @@ class DrafterRecipe:
     slot_rank: int = 192
     sink: bool = True
     target_lm_head: bool = True
+    layer_shift: bool = True
+    prefix_broadcast: bool = True
     from_scratch: bool = False
+    init: Path | None = None
+    limit: int | None = None  # answers to read
     held_out: int = 48  # answers kept aside for evaluation
+    simulated: int = 8  # greedy ones of them to simulate decoding on
     warm_start_answers: int = 600
+    features_file: Path | None = None
+    online: bool = False
+    ttt_steps: int = 7  # of EAGLE-3
+    chain_positions: int = 0  # positions a sequence, of kinds without blocks; 0: all
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def drafter_config(target, recipe: DrafterRecipe, tokenizer, name: str) -> SpecBlockConfig:
-    """A drafter shaped like the target's own layers, reading the input of those it copies."""
-    config = text_config(target)
-    count = config.num_hidden_layers
-    heads = config.num_attention_heads
-    rope = getattr(config, "rope_parameters", None) or {}
-    return SpecBlockConfig(
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        target_layers=count,
-        feature_layers=(1, count // 2 - 1, count - recipe.layers - 1),
-        intermediate_size=config.intermediate_size,
-        num_attention_heads=heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        num_hidden_layers=recipe.layers,
-        block_size=recipe.block_size,
-        draft_vocab_size=recipe.draft_vocab_size,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        target_name=name,
-        cached_slots=recipe.cached_slots,
-        feature_norm=recipe.feature_norm,
-        slot_rank=recipe.slot_rank,
-        sink=recipe.sink,
-        target_lm_head=recipe.target_lm_head,
-    )
 
 
 def train_drafter(
@@ -89,66 +83,193 @@ def train_drafter(
     name: str = "",
     max_seconds: float | None = None,
     report: Report = lambda line: None,
-) -> SpecBlockModel:
+) -> nn.Module:
     """Train a drafter for ``target`` on regenerated answers and save it to ``folder``.
 
     The trainer's state is kept in ``folder/training``; a run that was cut off goes on from there.
-    ``max_seconds`` bounds the gradient steps; the learning rate then falls by the clock.
+    ``max_seconds`` bounds the gradient steps; the learning rate then falls by the clock. Started
+    by ``torchrun`` in several processes, each must call this and all share the work.
+
+    Raises:
+        SystemExit: with code 0, after SIGTERM ended the training and its state was saved.
+        SpecBlockError: the answers, the folder or the memory do not do; says what will.
     """
     torch.manual_seed(recipe.train.seed)
-    answers = read_answers(answers_path)
+    workers = Workers(cpu=target.device.type == "cpu")
+    report = report if workers.is_main else _silent
+    target.to(workers.device)
+    answers = read_answers(answers_path, limit=recipe.limit)
     training, held_out = split_held_out(answers, recipe.held_out)
+    if not training:
+        raise SpecBlockError(
+            f"{answers_path} holds {len(answers)} answers and all are held out; regenerate more."
+        )
     counts = count_tokens(training, text_config(target).vocab_size)
-    d2t, t2d, coverage = draft_vocabulary(counts, recipe.draft_vocab_size)
-    report(
-        f"{len(training)} answers, {int(counts.sum())} tokens; "
-        f"the draft vocabulary of {len(d2t)} covers {coverage:.2%} of them"
-    )
-    drafter = new_drafter(target, drafter_config(target, recipe, tokenizer, name), d2t, t2d)
-    reader = FeatureReader(target, drafter.config.feature_layers, t2d)
-    held = read_sequences(reader, held_out, report)
-    sequences = read_sequences(reader, training, report)
-    trainer = Trainer(
-        drafter, sequences, held, recipe.train, folder / "training", lambda row: report(str(row))
-    )
+    drafter = _drafter(target, tokenizer, recipe, counts, name, report)
+    trainer = _trainer(drafter, target, training, held_out, recipe, folder, workers, report)
     if trainer.resume():
         report(f"resumed at step {trainer.step} of {trainer.total_steps}")
-    elif not recipe.from_scratch:
-        warm_start(drafter, target, sequences[: recipe.warm_start_answers])
-        report(f"after the closed form: {summary(trainer.evaluate())}")
-    trainer.run(max_seconds)
-    figures = summary(trainer.evaluate())
-    report(f"held out: {figures}")
-    save_checkpoint(
-        drafter,
-        folder,
-        extra={"answer_tokens": trainer.answer_tokens, "steps": trainer.step, "held_out": figures},
+    else:
+        trainer.evaluate()
+    if not trainer.run(max_seconds):
+        report(f"stopped at step {trainer.step} of {trainer.total_steps}; run again to go on")
+        raise SystemExit(0)
+    found = trainer.evaluate()
+    figures = {} if found is None else found.row()
+    if workers.is_main:
+        extra = {"answer_tokens": trainer.answer_tokens, "steps": trainer.step, "held_out": figures}
+        save_checkpoint(drafter, folder, extra=extra)
+    workers.wait()
+    return drafter
+
+
+def _trainer(
+    drafter: nn.Module,
+    target,
+    training: list[Answer],
+    held_out: list[Answer],
+    recipe: DrafterRecipe,
+    folder: Path,
+    workers: Workers,
+    report: Report,
+) -> Trainer:
+    """Features, start and loop; what ``folder`` holds of an earlier run is not read yet."""
+    layers, state = drafter.config.feature_layers, folder / "training"
+    _check_memory(drafter, recipe, training, workers.device, report)
+    reader = FeatureReader(target, layers, drafter.t2d)
+    held = read_all(reader, held_out)
+    corpus = _corpus(reader, training, recipe, layers, workers, report)
+    fresh = not numbered(state)
+    if fresh and not recipe.from_scratch and recipe.init is None:
+        _start_in_closed_form(drafter, target, recipe, corpus, report)
+    return Trainer(
+        drafter.to(workers.device),
+        training_kind(recipe.kind).objective(recipe, drafter.config),
+        corpus,
+        recipe.train,
+        state,
+        evaluator=_evaluator(held, drafter, recipe, report),
+        workers=workers,
+        report=report,
+    )
+
+
+def _silent(_line: str) -> None:
+    """What the other processes report."""
+
+
+def _drafter(
+    target, tokenizer, recipe: DrafterRecipe, counts: Tensor, name: str, report: Report
+) -> nn.Module:
+    """The network before training, with its vocabulary map: that of ``init``, or of the answers."""
+    total = max(1, int(counts.sum()))
+    if recipe.init is None:
+        d2t, t2d, coverage = draft_vocabulary(counts, recipe.draft_vocab_size)
+        report(f"{total} tokens; the draft vocabulary of {len(d2t)} covers {coverage:.2%} of them")
+        config = drafter_config(target, recipe, tokenizer, name)
+        return new_drafter(target, config, d2t, t2d)
+    _check_init(read_config(recipe.init), target, tokenizer, recipe)
+    drafter = load_model(
+        recipe.init,
+        embeddings=target.get_input_embeddings().weight,
+        target_head=target.get_output_embeddings().weight,
+    )
+    coverage = counts[drafter.t2d].sum().item() / total
+    report(
+        f"going on from {recipe.init}: its draft vocabulary of {len(drafter.d2t)} is kept and "
+        f"covers {coverage:.2%} of {total} tokens"
     )
     return drafter
 
 
-def new_drafter(target, config: SpecBlockConfig, d2t: Tensor, t2d: Tensor) -> SpecBlockModel:
-    """A drafter with its vocabulary map, the target's embeddings and, where configured, head."""
-    drafter = SpecBlockModel(config)
-    drafter.d2t.copy_(d2t)
-    drafter.t2d.copy_(t2d)
-    attach_target(drafter, target, head=config.target_lm_head)
-    drafter.lm_head.weight.requires_grad_(not config.target_lm_head)
-    return drafter
+def _check_init(config: StoredConfig, target, tokenizer, recipe: DrafterRecipe) -> None:
+    if config.drafter_type != recipe.kind:
+        raise SpecBlockError(
+            f"The drafter in {recipe.init} is of kind {config.drafter_type}; "
+            f"set kind: {config.drafter_type}."
+        )
+    own = text_config(target)
+    check_fits(
+        config,
+        hidden_size=own.hidden_size,
+        vocab_size=own.vocab_size,
+        target_layers=own.num_hidden_layers,
+        fingerprint=tokenizer_fingerprint(tokenizer),
+        target_name=getattr(target, "name_or_path", ""),
+    )
 
 
-def read_sequences(
-    reader: FeatureReader, answers: list[Answer], report: Report, batch: int = 8
-) -> list[Sequence]:
-    """Features of all answers, kept in main memory; says how much that is on the way."""
-    order = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
-    read: dict[int, Sequence] = {}
-    size = 0
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        sequences = reader.read_batch([answers[i] for i in chosen])
-        read.update(zip(chosen, sequences, strict=True))
-        size += sum(sequence.nbytes() for sequence in sequences)
-        if start // batch % 25 == 0 or len(read) == len(order):
-            report(f"features of {len(read)} of {len(order)} answers, {size / 2**30:.1f} GiB")
-    return [read[i] for i in range(len(answers))]
+def _corpus(
+    reader: FeatureReader,
+    answers: list[Answer],
+    recipe: DrafterRecipe,
+    layers: tuple[int, ...],
+    workers: Workers,
+    report: Report,
+) -> Corpus:
+    if recipe.features_file is None:
+        return Online(reader, answers) if recipe.online else Kept(read_all(reader, answers, report))
+    width = len(layers) * text_config(reader.model).hidden_size
+    for turn in (True, False):  # the main process writes, the others read afterwards
+        if workers.is_main == turn:
+            corpus = store_features(
+                reader,
+                answers,
+                recipe.features_file,
+                layers=layers,
+                feature_width=width,
+                report=report,
+            )
+        workers.wait()
+    return corpus
+
+
+def _check_memory(
+    drafter: nn.Module,
+    recipe: DrafterRecipe,
+    answers: list[Answer],
+    device: torch.device,
+    report: Report,
+) -> None:
+    """Before anything is computed; raises :class:`SpecBlockError` if a step will not fit."""
+    sizes = [pairs for pairs, _ in sizes_of(answers)]
+    kind, batch = training_kind(recipe.kind), recipe.train.batch_sequences
+    work = kind.workload(recipe, drafter.config, batch, max(sizes))
+    width = len(drafter.config.feature_layers) * drafter.config.hidden_size
+    kept = recipe.features_file is None and not recipe.online
+    # a batch's features are bf16 here and fp32 behind their norms; 64 candidates come with a row
+    features = 6 * batch * max(sizes) * width
+    main = sum(sizes) * (2 * width + 8 * 64) if kept else 0
+    estimate = estimate_memory(
+        drafter, work, features + (main if device.type == "cpu" else 0),
+        mixed_precision=recipe.train.mixed_precision,
+    )  # fmt: skip
+    free = available_memory(device)
+    report(f"training takes about {estimate}; {free / 2**30:.1f} GiB are free")
+    check_memory(estimate, free, kept=kept)
+
+
+def _start_in_closed_form(
+    drafter: nn.Module, target, recipe: DrafterRecipe, corpus: Corpus, report: Report
+) -> None:
+    count = min(recipe.warm_start_answers, len(corpus.sizes))
+    numbers = [range(i, min(i + 8, count)) for i in range(0, count, 8)]
+    warm_start(drafter, target, [s for some in numbers for s in corpus.read(some)])
+    report(f"started in closed form from {count} answers")
+
+
+def _evaluator(
+    held: list, drafter: nn.Module, recipe: DrafterRecipe, report: Report
+) -> Evaluator | None:
+    if not held:
+        return None
+    greedy = greedy_answers(held, drafter.d2t, recipe.simulated)
+    if not greedy:
+        report("no held-out answer is the target's at temperature 0: no τ will be simulated")
+    return Evaluator(
+        held,
+        greedy,
+        make_drafter,
+        batch_sequences=recipe.train.batch_sequences,
+        seed=recipe.train.seed,
+    )

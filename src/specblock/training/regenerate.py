@@ -1,19 +1,21 @@
 """The target answers every training prompt: the drafter learns what the target would say.
 
 Answers are drawn at a mixture of temperatures (paper's scripts: 40 % greedy, 30 % at 1.0, the
-rest between) and appended to a JSONL file as they are finished, so a killed run resumes where it
-was: prompts that have an answer are skipped. Batches are made of prompts of similar length, and
-finished sequences leave their batch.
+rest between) and appended to shards as they are finished, so a killed run resumes where it was.
+Batches are made of prompts of similar length, and finished sequences leave their batch. Later
+turns of a conversation are asked with the target's own answers to the earlier ones.
+
+Batches are a function of the prompts and the settings alone, and their draws are keyed by the
+ids in them: an answer is the same wherever the run was cut off.
 """
 
 from __future__ import annotations
 
-import json
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +26,22 @@ from specblock.target.cache import PathCache
 from specblock.target.linear import ROW_BUCKETS, RouteTable, route_linears
 from specblock.target.masks import FULL, additive, attention_kinds
 from specblock.target.model import text_config
+from specblock.training import turns
 from specblock.training.prompts import Prompt
+from specblock.training.shards import AnswerStore, finished_ids
+from specblock.training.turns import Progress, Turn, answer_row, keyed_seed, turn_of
+
+__all__ = [
+    "RegenerateConfig",
+    "answer_batch",
+    "draw_batch",
+    "finished_ids",
+    "prepare_target",
+    "regenerate",
+    "temperature_of",
+]
+
+Asked = TypeVar("Asked", Prompt, Turn)
 
 
 @dataclass(frozen=True)
@@ -32,33 +49,27 @@ class RegenerateConfig:
     """How answers are drawn. Temperatures are (value, share) pairs; shares sum to 1."""
 
     max_new_tokens: int = 256
+    max_prompt_tokens: int | None = None  # a conversation ends before a turn longer than this
     batch_size: int = 64
-    temperatures: tuple[tuple[float, float], ...] = (
-        (0.0, 0.4),
-        (0.3, 0.1),
-        (0.5, 0.1),
-        (0.7, 0.1),
-        (1.0, 0.3),
-    )
+    temperatures: tuple[tuple[float, float], ...] = turns.TEMPERATURES
     top_p: float = 0.95
     candidates: int = 128  # the nucleus is cut out of so many most probable tokens
     compact_below: float = 0.75  # finished sequences leave when fewer than this share goes on
     window: int = 2048  # prompts sorted by length at a time, so that the file stays mixed
+    shard_rows: int = 20_000
     seed: int = 0
 
 
 def temperature_of(prompt_id: str, config: RegenerateConfig) -> float:
     """The prompt's temperature: a draw keyed by (seed, prompt id), the same on every run."""
-    values, shares = zip(*config.temperatures, strict=True)
-    return random.Random(f"{config.seed}:{prompt_id}").choices(values, shares)[0]
+    return turns.temperature_of(prompt_id, config.seed, config.temperatures)
 
 
-def batches(prompts: list[Prompt], config: RegenerateConfig) -> Iterator[list[Prompt]]:
-    """Batches of similar length, window by window in the order given."""
-    for start in range(0, len(prompts), config.window):
-        window = sorted(prompts[start : start + config.window], key=lambda p: len(p.ids))
-        for first in range(0, len(window), config.batch_size):
-            yield window[first : first + config.batch_size]
+def batches(asked: list[Asked], config: RegenerateConfig) -> Iterator[list[Asked]]:
+    """Batches of similar length."""
+    ordered = sorted(asked, key=lambda one: len(one.ids))
+    for first in range(0, len(ordered), config.batch_size):
+        yield ordered[first : first + config.batch_size]
 
 
 def draw_batch(
@@ -82,7 +93,7 @@ def draw_batch(
 @torch.inference_mode()
 def answer_batch(
     model,
-    prompts: list[Prompt],
+    prompts: list[Prompt] | list[Turn],
     temperatures: list[float],
     eos: frozenset[int],
     config: RegenerateConfig,
@@ -147,30 +158,21 @@ def prepare_target(model, tokenizer) -> frozenset[int]:
     return frozenset([*ends, tokenizer.eos_token_id])
 
 
-def finished_ids(path: Path) -> set[str]:
-    """Ids that have an answer already; a half-written last line is cut off the file."""
-    if not path.exists():
-        return set()
-    raw = path.read_bytes()
-    end = raw.rfind(b"\n") + 1
-    if end < len(raw):
-        with path.open("r+b") as file:
-            file.truncate(end)
-    return {json.loads(line)["id"] for line in raw[:end].splitlines()}
-
-
 def regenerate(
     model,
     prompts: list[Prompt],
     out: Path,
     eos: frozenset[int],
     config: RegenerateConfig,
-    on_batch: Callable[[dict], None] = lambda progress: None,
+    on_batch: Callable[[Progress], None] = lambda progress: None,
     max_seconds: float | None = None,
+    tokenizer=None,
 ) -> int:
-    """Append an answer for every prompt without one; returns the number of new answers.
+    """Append an answer for every turn without one; returns the number of new answers.
 
-    Rows: ``{"id", "prompt_ids", "answer_ids", "temperature", "finish_reason"}``.
+    ``out`` is a ``.jsonl`` file or a folder of shards. Rows: ``{"id", "turn", "prompt_ids",
+    "answer_ids", "temperature", "finish_reason"}``. ``tokenizer`` renders later turns; it may be
+    left out where no conversation has any.
 
     Raises :class:`ModelError` for targets with sliding-window layers.
     """
@@ -179,29 +181,50 @@ def regenerate(
             "Answers are drawn in padded batches, which sliding-window layers cannot take; "
             "choose a target with full attention in every layer."
         )
-    done = finished_ids(out)
-    generator = torch.Generator(device=model.device).manual_seed(config.seed + len(done))
-    todo = [p for p in prompts if p.id not in done]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    started, tokens, answered = time.monotonic(), 0, 0
-    with out.open("a", encoding="utf-8") as file:
-        for batch in batches(todo, config):
-            temperatures = [temperature_of(p.id, config) for p in batch]
-            answers = answer_batch(model, batch, temperatures, eos, config, generator)
-            for prompt, heat, answer in zip(batch, temperatures, answers, strict=True):
-                row = {
-                    "id": prompt.id,
-                    "prompt_ids": prompt.ids,
-                    "answer_ids": answer,
-                    "temperature": heat,
-                    "finish_reason": "stop" if answer[-1] in eos else "length",
-                }
-                file.write(json.dumps(row) + "\n")
-            file.flush()
-            tokens += sum(map(len, answers))
-            answered += len(batch)
-            seconds = time.monotonic() - started
-            on_batch({"answers": answered, "of": len(todo), "tokens": tokens, "seconds": seconds})
-            if max_seconds is not None and seconds > max_seconds:
+    started = time.monotonic()
+    with AnswerStore(out, config.shard_rows, turns.multi_turn_ids(prompts)) as store:
+        progress = Progress(turns.missing_answers(prompts, store))
+        for batch in open_batches(prompts, store, tokenizer, config):
+            rows = answer_turns(model, batch, eos, config)
+            new = [row for row in rows if not store.has(row["id"], row["turn"])]
+            store.append(new)
+            progress.answers += len(new)
+            progress.tokens += sum(len(row["answer_ids"]) for row in new)
+            progress.seconds = time.monotonic() - started
+            on_batch(progress)
+            if max_seconds is not None and progress.seconds > max_seconds:
                 break
-    return answered
+    return progress.answers
+
+
+def open_batches(
+    prompts: list[Prompt], store: AnswerStore, tokenizer, config: RegenerateConfig
+) -> Iterator[list[Turn]]:
+    """The batches that lack an answer, window by window and turn by turn.
+
+    A batch with some answers comes whole, for its draws to be what they would have been.
+    """
+    for start in range(0, len(prompts), config.window):
+        window = prompts[start : start + config.window]
+        for number in range(1 + max(len(prompt.later) for prompt in window)):
+            having = [prompt for prompt in window if number <= len(prompt.later)]
+            if all(store.has(prompt.id, number) for prompt in having):
+                continue
+            limit = config.max_prompt_tokens
+            asked = [turn_of(prompt, number, store, tokenizer, limit) for prompt in having]
+            for batch in batches([turn for turn in asked if turn is not None], config):
+                if not all(store.has(turn.id, number) for turn in batch):
+                    yield batch
+
+
+def answer_turns(
+    model, batch: list[Turn], eos: frozenset[int], config: RegenerateConfig
+) -> list[dict]:
+    """Rows of the answers to a batch; a function of the batch, the model and the settings."""
+    generator = torch.Generator(device=model.device).manual_seed(keyed_seed(config.seed, batch))
+    temperatures = [temperature_of(turn.id, config) for turn in batch]
+    answers = answer_batch(model, batch, temperatures, eos, config, generator)
+    return [
+        answer_row(turn, answer, heat, answer[-1] in eos)
+        for turn, answer, heat in zip(batch, answers, temperatures, strict=True)
+    ]

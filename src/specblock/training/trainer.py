@@ -1,56 +1,80 @@
-"""The training loop: epochs over cached sequences, AdamW, checkpoints that resume."""
+"""The training loop: AdamW over epochs of sequences, in one process or several, resumable.
+
+Everything that a step does is a function of (weights, optimiser, seed, step number), so a run
+that was killed ends with the same weights, to the bit, as one that was not. A run with a time
+limit is the exception, because its learning rate follows the clock; the seconds spent are part of
+the state, so it goes on from where it was.
+"""
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from specblock.drafters.specblock.model import SpecBlockModel
-from specblock.storage import atomic_file
-from specblock.training.features import Sequence, collate
-from specblock.training.objective import ObjectiveConfig, Tally, total_loss
+from specblock.errors import CheckpointError
+from specblock.training.batch import Objective, Tally, summary
+from specblock.training.checkpoints import (
+    load_newest,
+    random_states,
+    restore_random_states,
+    save_state,
+)
+from specblock.training.corpus import Corpus
+from specblock.training.distributed import Workers
+from specblock.training.evaluate import Evaluation, Evaluator, TrainingLoss, make_batch
+from specblock.training.interrupt import Interrupt
+from specblock.training.monitor import Monitor, columns
+from specblock.training.noise import mixed_seed
+from specblock.training.plan import micro_batches, steps_from
+
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. ``batch_sequences`` per optimiser step; ``lr`` peaks after ``warmup_steps``
-    and falls to ``lr_floor`` of itself along a cosine over the whole run."""
+    """How to train.
+
+    A step takes ``batch_sequences`` times ``accumulation`` sequences in every process. ``lr`` peaks
+    after ``warmup_steps`` and falls to ``lr_floor`` of itself along a cosine over the whole run.
+    """
 
     epochs: int = 3
     batch_sequences: int = 8
+    accumulation: int = 1
     lr: float = 2e-4
     lr_floor: float = 0.05
     warmup_steps: int = 20
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 0.5
+    clip: float = 0.5  # of the gradient's norm over all parameters and processes
     seed: int = 0
-    log_every: int = 20
-    save_every_seconds: float = 300.0
     mixed_precision: bool = True  # bf16 products over fp32 weights
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    log_every: int = 20  # steps
+    eval_every_seconds: float = 600.0
+    save_every_seconds: float = 300.0
+    keep_checkpoints: int = 3
+    tensorboard: bool = False
+    wandb: bool = False
 
-
-def epoch_order(count: int, epoch: int, seed: int) -> list[int]:
-    """The order of sequences in an epoch; a function of (seed, epoch) alone."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator).tolist()
-
-
-def length_grouped(order: list[int], lengths: list[int], size: int) -> list[list[int]]:
-    """Batches of ``size`` with similar lengths: sorted within windows of 16 batches."""
-    batches = []
-    for start in range(0, len(order), 16 * size):
-        window = sorted(order[start : start + 16 * size], key=lambda i: lengths[i])
-        batches += [window[i : i + size] for i in range(0, len(window), size)]
-    spread = torch.randperm(len(batches), generator=torch.Generator().manual_seed(len(order)))
-    return [batches[i] for i in spread.tolist()]
+    def decisive(self) -> dict[str, Any]:
+        """The settings that the trained weights depend on."""
+        only_shown = (
+            "log_every",
+            "eval_every_seconds",
+            "save_every_seconds",
+            "keep_checkpoints",
+            "tensorboard",
+            "wandb",
+        )
+        return {key: value for key, value in asdict(self).items() if key not in only_shown}
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -63,170 +87,208 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
 
 
 class Trainer:
-    """Trains ``model`` on ``sequences``; state lives in ``folder`` and is picked up from there.
+    """Trains ``model`` on ``sequences``; its state lives in ``folder`` and is picked up from there.
 
     Args:
         model: fp32 drafter; frozen parts have ``requires_grad`` off.
-        on_log: receives one dict per logged interval.
+        sequences: what to train on; read again in every epoch.
+        evaluator: is asked every ``eval_every_seconds`` and by :meth:`evaluate`.
+        workers: the processes that train together; made for the model's device if not given.
+        report: is told what happens, one line at a time, in the main process alone.
     """
 
     def __init__(
         self,
-        model: SpecBlockModel,
-        sequences: list[Sequence],
-        held_out: list[Sequence],
+        model: nn.Module,
+        objective: Objective,
+        sequences: Corpus,
         config: TrainConfig,
         folder: Path,
-        on_log: Callable[[dict], None] = lambda row: None,
+        *,
+        evaluator: Evaluator | None = None,
+        workers: Workers | None = None,
+        report: Report = lambda line: None,
     ):
-        self.model, self.sequences, self.held_out = model, sequences, held_out
-        self.config, self.folder, self.on_log = config, folder, on_log
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        device = next(model.parameters()).device
+        self.workers = workers or Workers(cpu=device.type == "cpu")
+        self.model, self.objective, self.sequences = model, objective, sequences
+        self.config, self.folder, self.evaluator = config, folder, evaluator
+        self.loss = TrainingLoss(model, objective, mixed_precision=config.mixed_precision)
+        self.network = self.workers.wrap(self.loss)
+        self._report = report if self.workers.is_main else lambda line: None
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self._names, self.parameters = [n for n, _ in named], [p for _, p in named]
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=config.lr, betas=config.betas, weight_decay=0.0
         )
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.step = 0
-        self.answer_tokens = 0
-        per_epoch = math.ceil(len(sequences) / config.batch_sequences)
-        self.total_steps = per_epoch * config.epochs
+        self._sizes = sequences.sizes
+        self._size = config.batch_sequences * config.accumulation * self.workers.count
+        self.total_steps = math.ceil(len(self._sizes) / self._size) * config.epochs
+        self.step, self.answer_tokens, self.elapsed = 0, 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
+        self._monitor = Monitor(folder, tensorboard=config.tensorboard, wandb=config.wandb)
+        self._tables: dict[str, int] | None = {}
+        self._evaluated: tuple[int, Evaluation] | None = None
 
-    def batches(self) -> Iterator[list[Sequence]]:
-        """The batches still to come, from the current step on."""
-        lengths = [s.tokens.numel() for s in self.sequences]
-        size, index = self.config.batch_sequences, 0
-        for epoch in range(self.config.epochs):
-            order = epoch_order(len(self.sequences), epoch, self.config.seed)
-            for batch in length_grouped(order, lengths, size):
-                if index >= self.step:
-                    yield [self.sequences[i] for i in batch]
-                index += 1
-
-    def run(self, max_seconds: float | None = None) -> None:
+    def run(self, max_seconds: float | None = None) -> bool:
         """Train to the end, or for ``max_seconds``; saves on the way and at the end.
 
         With a time limit the schedule runs by the share of time that has passed, so that the
-        learning rate has come down when time is up.
+        learning rate has come down when time is up. Returns False if SIGTERM ended it before.
         """
-        started = saved = logged = time.monotonic()
-        tally = None
-        for batch in self.batches():
-            now = time.monotonic()
-            share = self.step / self.total_steps
-            if max_seconds is not None:
-                share = max(share, (now - started) / max_seconds)
-                if share >= 1.0:
+        self._open_tables()
+        config, spent, stopped = self.config, self.elapsed, False
+        lengths = [length for length, _ in self._sizes]
+        began = saved = evaluated = time.monotonic()
+        pace = _Pace(self.step)
+        with Interrupt() as interrupt:
+            for step in steps_from(self.step, lengths, self._size, config.epochs, config.seed):
+                now = time.monotonic()
+                self.elapsed, asked, unsaved, unjudged = self.workers.maximum(
+                    spent + now - began, float(interrupt.asked), now - saved, now - evaluated
+                )
+                if unjudged > config.eval_every_seconds:
+                    self.evaluate()
+                    evaluated = time.monotonic()
+                if unsaved > config.save_every_seconds and self.step:
+                    self.save()
+                    saved = time.monotonic()
+                share = self._share(max_seconds)
+                stopped = asked > 0
+                if stopped or share >= 1.0:
                     break
-            part = self.train_step(batch, int(share * self.total_steps))
-            tally = part if tally is None else merge(tally, part)
-            self.answer_tokens += sum(s.answer_tokens for s in batch)
-            if self.step % self.config.log_every == 0:
-                self._log(tally, time.monotonic() - logged)
-                tally, logged = None, time.monotonic()
-            if time.monotonic() - saved > self.config.save_every_seconds:
-                self.save()
-                saved = time.monotonic()
-        self.save()
+                pace.tallies.append(self.train_step(step, int(share * self.total_steps)))
+                if self.step % config.log_every == 0:
+                    self._log(pace)
+                    pace = _Pace(self.step)
+            self.elapsed = max(self.elapsed, spent + time.monotonic() - began)
+            self.save()
+        return not stopped
 
-    def train_step(self, sequences: list[Sequence], schedule_step: int) -> Tally:
-        """One optimiser step on one batch."""
-        self.model.train()
-        rate = learning_rate(max(schedule_step, self.step), self.total_steps, self.config)
-        if self.step < self.config.warmup_steps:
-            rate = learning_rate(self.step, self.total_steps, self.config)
+    def _share(self, max_seconds: float | None) -> float:
+        """How much of the run lies behind, by steps or, where that is more, by the clock."""
+        share = self.step / self.total_steps
+        return share if max_seconds is None else max(share, self.elapsed / max_seconds)
+
+    def train_step(self, step: list[int], schedule_step: int) -> Tally:
+        """One optimiser step on the sequences with these numbers, this process's part of them."""
+        self.network.train()
+        place = self.step if self.step < self.config.warmup_steps else schedule_step
+        rate = learning_rate(max(place, self.step), self.total_steps, self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss, tally = self.loss(sequences, self.generator)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        seed, workers = mixed_seed(self.config.seed, self.step), self.workers
+        parts = micro_batches(step, workers.rank, workers.count, self.config.accumulation)
+        tallies = []
+        for index, keys in enumerate(parts):
+            batch = make_batch(self.sequences.read(keys), keys, self.objective.pad_rows)
+            last = index == len(parts) - 1
+            with nullcontext() if last else workers.unsynchronised(self.network):
+                loss, tally = self.network(batch.to(workers.device), seed)
+                (loss / len(parts)).backward()
+            tallies.append(tally)
+        nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        self.answer_tokens += sum(self._sizes[key][1] for key in step)
         self.step += 1
-        return tally
+        return Tally.total(tallies)
 
-    def loss(self, sequences: list[Sequence], generator: torch.Generator) -> tuple[Tensor, Tally]:
-        objective = self.config.objective
-        batch = collate(sequences, (objective.blocks + 1) * self.model.config.block_size)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.mixed_precision):
-            return total_loss(self.model, batch, objective, generator)
+    def evaluate(self) -> Evaluation | None:
+        """Ask the evaluator and write ``eval.csv``; None without one. For all processes."""
+        if self.evaluator is None:
+            return None
+        if self._evaluated is not None and self._evaluated[0] == self.step:
+            return self._evaluated[1]
+        self._open_tables()
+        found = self.evaluator(self.loss, self.workers)
+        self._evaluated = self.step, found
+        if self.workers.is_main:
+            tau = found.accepted_length
+            row = {"step": self.step, "answer_tokens": self.answer_tokens, "tau": tau}
+            self._monitor.write("eval", {**row, **columns(found.tally)})
+            self._monitor.draw()
+            self._report(f"step {self.step}, held out: {found.row()}")
+        return found
 
-    @torch.no_grad()
-    def evaluate(self) -> Tally:
-        """Losses and accuracies on the held-out sequences, the same positions every time."""
-        self.model.eval()
-        generator = torch.Generator().manual_seed(self.config.seed)
-        total = None
-        ordered = sorted(self.held_out, key=lambda s: s.tokens.numel())
-        for start in range(0, len(ordered), self.config.batch_sequences):
-            chosen = ordered[start : start + self.config.batch_sequences]
-            _, part = self.loss(chosen, generator)
-            total = part if total is None else merge(total, part)
-        return total
-
-    def _log(self, tally: Tally, seconds: float) -> None:
+    def _log(self, pace: _Pace) -> None:
+        """A row of ``log.csv``, over all processes."""
+        tally = Tally(*(self.workers.total(part) for part in Tally.total(pace.tallies).sums()))
+        if not self.workers.is_main:
+            return
         row = {
             "step": self.step,
             "of": self.total_steps,
             "answer_tokens": self.answer_tokens,
             "lr": self.optimiser.param_groups[0]["lr"],
-            "seconds_per_step": seconds / self.config.log_every,
-            **summary(tally),
+            "seconds_per_step": pace.seconds / (self.step - pace.step),
         }
-        path = self.folder / "log.csv"
-        fresh = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
-        self.on_log(row)
+        self._monitor.write("log", {**row, **columns(tally)})
+        self._report(str({**row, **summary(tally)}))
+
+    def _open_tables(self) -> None:
+        """Before anything is written: cut the tables to where this run begins."""
+        if self._tables is not None and self.workers.is_main:
+            self._monitor.start(self.step, self._tables)
+        self._tables = None
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a saved state to be this run's."""
+        digest = hashlib.sha256(repr(self._sizes).encode()).hexdigest()
+        settings = {**self.config.decisive(), "processes": self.workers.count}
+        return {**settings, "objective": repr(self.objective), "answers": digest}
 
     def save(self) -> None:
-        """Everything a resumed run needs, replaced atomically."""
+        """Everything a resumed run needs; the main process writes."""
+        if not self.workers.is_main:
+            return
+        kept = {*self._names, *(name for name, _ in self.model.named_buffers())}
         state = {
-            "model": {k: v for k, v in self.model.state_dict().items() if "embed_tokens" not in k},
+            "model": {k: v for k, v in self.model.state_dict().items() if k in kept},
+            "names": self._names,
             "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
+            "random": random_states(),
             "step": self.step,
             "answer_tokens": self.answer_tokens,
-            "config": asdict(self.config),
+            "elapsed": self.elapsed,
+            "tables": self._monitor.lengths(),
+            "identity": self._identity(),
         }
-        with atomic_file(self.folder / "state.pt") as path:
-            torch.save(state, path)
+        save_state(self.folder, self.step, state, self.config.keep_checkpoints)
 
     def resume(self) -> bool:
-        """Pick up the saved state of ``folder``; False if there is none."""
-        path = self.folder / "state.pt"
-        if not path.exists():
+        """Pick up the newest whole state of ``folder``; False if there is none.
+
+        Raises :class:`CheckpointError` if it is another run's or all states are damaged.
+        """
+        state = load_newest(self.folder, self._report)
+        if state is None:
             return False
-        state = torch.load(path, weights_only=True)
+        self._check(state)
         self.model.load_state_dict(state["model"], strict=False)
         self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
+        restore_random_states(state["random"])
         self.step, self.answer_tokens = state["step"], state["answer_tokens"]
+        self.elapsed, self._tables = state["elapsed"], state["tables"]
         return True
 
+    def _check(self, state: dict[str, Any]) -> None:
+        mine, theirs = self._identity(), state["identity"]
+        changed = [key for key in mine if mine[key] != theirs.get(key)]
+        if changed or state["names"] != self._names:
+            what = ", ".join(changed) or "the drafter's weights"
+            raise CheckpointError(
+                f"The training state in {self.folder} is another run's ({what} differ); give the "
+                "same settings, or start from its drafter with --init in a new folder."
+            )
 
-def merge(one: Tally, other: Tally) -> Tally:
-    """Sums of two tallies."""
-    return Tally(
-        one.rows + other.rows,
-        one.hits + other.hits,
-        one.live_hits + other.live_hits,
-        one.live_rows + other.live_rows,
-        one.loss + other.loss,
-    )
 
+class _Pace:
+    """The steps since the last row of the log."""
 
-def summary(tally: Tally) -> dict[str, float]:
-    """Accuracy on the chain and loss by block and slot."""
-    row = {}
-    for block in range(tally.rows.shape[0]):
-        for slot in range(tally.rows.shape[1]):
-            rows = tally.rows[block, slot].item()
-            if rows:
-                name = f"b{block + 1}s{slot}"
-                row[f"accuracy_{name}"] = round(tally.hits[block, slot].item() / rows, 4)
-                row[f"loss_{name}"] = round(tally.loss[block, slot].item() / rows, 4)
-    return row
+    def __init__(self, step: int):
+        self.step, self.tallies, self._began = step, [], time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began

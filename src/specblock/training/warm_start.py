@@ -1,5 +1,9 @@
 """A drafter that drafts before its first gradient step.
 
+What is described here is for SpecBlock, and for parallel heads as far as they share its parts (the
+heads themselves start at zero, so at first every position proposes the same);
+:mod:`specblock.training.eagle3_start` does what EAGLE-3 needs instead.
+
 The target's last L layers turn the input of the first of them into the next token. If the
 drafter's layers are copies of these, all its input layer has to do is guess that input at the
 *next* position from what is known at this one. That guess is linear regression:
@@ -22,10 +26,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.parallel.model import ParallelModel
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.errors import CheckpointError
 from specblock.target.model import decoder_layers
+from specblock.training.eagle3_start import fit_eagle3
 from specblock.training.features import Sequence
+from specblock.training.ridge import Ridge, unit
+
+Layered = SpecBlockModel | ParallelModel  # drafters with SpecBlock's input layer and layers
 
 _LAYER_KEYS = (
     "input_layernorm.weight",
@@ -40,7 +50,7 @@ _LAYER_KEYS = (
 )
 
 
-def copy_target_layers(drafter: SpecBlockModel, target: nn.Module) -> None:
+def copy_target_layers(drafter: Layered, target: nn.Module) -> None:
     """Give the drafter the target's last layers, final norm, head rows and embeddings.
 
     Raises :class:`CheckpointError` if the target's layers hold anything the drafter's lack.
@@ -48,50 +58,49 @@ def copy_target_layers(drafter: SpecBlockModel, target: nn.Module) -> None:
     layers = decoder_layers(target)
     first = len(layers) - len(drafter.layers)
     for own, lent in zip(drafter.layers, layers[first:], strict=True):
-        state = lent.state_dict()
-        if set(state) != set(_LAYER_KEYS):
-            odd = ", ".join(sorted(set(state) ^ set(_LAYER_KEYS)))
-            raise CheckpointError(
-                f"The target's layers cannot be copied into the drafter (they differ in {odd}); "
-                "train from scratch with warm_start: false."
-            )
-        own.load_state_dict({key: value.float() for key, value in state.items()})
+        own.load_state_dict(_lent(lent.state_dict(), _LAYER_KEYS))
     attach_target(drafter, target, head=True)
     drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
 
 
+def copy_behind_attention(drafter: Eagle3Model, target: nn.Module) -> None:
+    """Give the drafter what follows the attention of the target's last layer, and embeddings.
+
+    Raises :class:`CheckpointError` if the layer has another form than the drafter's there.
+    """
+    state = decoder_layers(target)[-1].state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("self_attn.")}
+    names = [name for name in _LAYER_KEYS if not name.startswith("self_attn.")]
+    state = _lent(state, names)
+    del state["input_layernorm.weight"]  # the drafter's norms another input
+    drafter.midlayer.load_state_dict(state, strict=False)
+    attach_target(drafter, target, head=True)
+    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
+
+
+def _lent(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The weights in fp32 if they are exactly those of these names."""
+    odd = sorted(set(state) ^ set(names))
+    if odd:
+        raise CheckpointError(
+            f"The target's layers cannot be copied into the drafter (they differ in "
+            f"{', '.join(odd)}); train from scratch with warm_start: false."
+        )
+    return {name: value.float() for name, value in state.items()}
+
+
 @torch.no_grad()
-def attach_target(drafter: SpecBlockModel, target: nn.Module, *, head: bool) -> None:
+def attach_target(drafter: nn.Module, target: nn.Module, *, head: bool) -> None:
     """Fill the embeddings from the target, and with ``head`` the rows of the head too."""
-    drafter.input_layer.embed_tokens.weight.copy_(target.get_input_embeddings().weight)
+    for name, parameter in drafter.named_parameters():
+        if name.endswith("embed_tokens.weight"):
+            parameter.copy_(target.get_input_embeddings().weight)
     if head:
-        drafter.lm_head.weight.copy_(target.get_output_embeddings().weight[drafter.t2d])
+        rows = drafter.t2d.to(target.device)
+        drafter.lm_head.weight.copy_(target.get_output_embeddings().weight[rows])
 
 
-def unit(x: Tensor) -> Tensor:
-    """Every row scaled to root-mean-square 1, fp32."""
-    x = x.float()
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
-
-
-class Ridge:
-    """Accumulates X'X and X'Y; solves for the ridge regression Y ~ X."""
-
-    def __init__(self, inputs: int, outputs: int):
-        self.xx = torch.zeros(inputs, inputs, dtype=torch.float64)
-        self.xy = torch.zeros(inputs, outputs, dtype=torch.float64)
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        self.xx += x.t() @ x
-        self.xy += x.t() @ y
-
-    def solve(self, strength: float) -> Tensor:
-        """Weights ``[outputs, inputs]``; ``strength`` is relative to the mean of the diagonal."""
-        ridge = strength * self.xx.diagonal().mean() * torch.eye(len(self.xx), dtype=torch.float64)
-        return torch.linalg.solve(self.xx + ridge, self.xy).t().float()
-
-
-def _rows(sequence: Sequence, drafter: SpecBlockModel) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _rows(sequence: Sequence, drafter: Layered) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Normed features, normed token embeddings and, per slot, the guess's truth, at all pairs.
 
     The guess of slot k at pair i is the top feature at position i + 1 + k; pairs too close to the
@@ -109,7 +118,7 @@ def _rows(sequence: Sequence, drafter: SpecBlockModel) -> tuple[Tensor, Tensor, 
 
 @torch.no_grad()
 def fit_input_layer(
-    drafter: SpecBlockModel, sequences: Iterable[Sequence], *, strength: float = 1e-4
+    drafter: Layered, sequences: Iterable[Sequence], *, strength: float = 1e-4
 ) -> None:
     """Steps 1 to 3 of the module's text, in two passes over ``sequences``."""
     config, layer = drafter.config, drafter.input_layer
@@ -133,7 +142,7 @@ def fit_input_layer(
     _install(drafter, solved, second.xx[:-1, :-1].float())
 
 
-def _install(drafter: SpecBlockModel, solved: Tensor, moments: Tensor) -> None:
+def _install(drafter: Layered, solved: Tensor, moments: Tensor) -> None:
     config, layer = drafter.config, drafter.input_layer
     width = 2 * config.hidden_size
     layer.fuse.weight[:, :width] = solved[0, :, :width]
@@ -164,10 +173,18 @@ def start_shift_as_identity(drafter: SpecBlockModel) -> None:
 
 
 @torch.no_grad()
-def warm_start(drafter: SpecBlockModel, target: nn.Module, sequences: list[Sequence]) -> None:
-    """Start ``drafter`` in closed form from ``target`` and a few thousand answer tokens."""
+def warm_start(drafter: nn.Module, target: nn.Module, sequences: list[Sequence]) -> None:
+    """Start a drafter of any kind in closed form from ``target`` and some thousand answer tokens.
+
+    Raises :class:`CheckpointError` if the target's layers are of another form.
+    """
+    if isinstance(drafter, Eagle3Model):
+        copy_behind_attention(drafter, target)
+        fit_eagle3(drafter, target, sequences)
+        return
     copy_target_layers(drafter, target)
-    start_shift_as_identity(drafter)
+    if isinstance(drafter, SpecBlockModel):
+        start_shift_as_identity(drafter)
     fit_input_layer(drafter, sequences)
     if drafter.config.sink:
         size = drafter.config.hidden_size

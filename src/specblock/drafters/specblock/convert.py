@@ -8,25 +8,27 @@ which therefore has to be given.
 
 from __future__ import annotations
 
-import json
-import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specblock.drafters.specblock.checkpoint import (
+from specblock.drafters.checkpoint import (
     CONFIG,
-    EMBEDDINGS,
     WEIGHTS,
     check_tensors,
     check_vocabulary_map,
     read_tensors,
-    stored_shapes,
     write_tensors,
 )
+from specblock.drafters.published import (
+    check_request,
+    read_pickle,
+    read_published,
+    target_layer_count,
+)
+from specblock.drafters.specblock.checkpoint import EMBEDDINGS, stored_shapes
 from specblock.drafters.specblock.config import (
     DRAFTER_TYPE,
     SpecBlockConfig,
@@ -40,12 +42,6 @@ VOCABULARY = "vocab_mapping.pt"
 ARCHITECTURES = ("LlamaForCausalLMSpecBlock", "LlamaForCausalLMSpecBlockShift")
 _REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 _LARGEST_MAP = 2**26  # bytes; a real one is under 1 MB
-
-# What torch's restricted reader raises on bytes that are no archive of tensors.
-_UNREADABLE = (
-    *(pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError),
-    *(ValueError, LookupError, TypeError, AttributeError),
-)
 
 
 def convert_published(
@@ -76,16 +72,8 @@ def convert_published(
         SpecBlockError: the disk is full or ``out`` cannot be written.
     """
     source, out = Path(source), Path(out)
-    published = _read_json(source / CONFIG)
-    if target_layers is None:
-        raise CheckpointError(
-            "A published checkpoint does not say how many layers its target has, and the feature "
-            "layers follow from it; give --target-layers (32 for Llama-3.1-8B, 36 for Qwen3-8B)."
-        )
-    if out.resolve() == source.resolve():
-        raise CheckpointError(
-            f"Converting in place would overwrite {source / CONFIG}; name another output folder."
-        )
+    published = read_published(source / CONFIG)
+    check_request(source, out, target_layers)
     config = SpecBlockConfig(
         target_layers=target_layers,
         feature_layers=tuple(feature_layers or paper_feature_layers(target_layers)),
@@ -97,26 +85,6 @@ def convert_published(
     origin = {"converted_from": "published", "architectures": published["architectures"]}
     write_tensors(config, tensors, out, origin)
     return config
-
-
-def target_layer_count(path: str | Path) -> int:
-    """Number of decoder layers in the ``config.json`` of a target (the file or its folder).
-
-    Raises:
-        CheckpointError: there is no such file, or it does not say.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / CONFIG
-    data = _read_json(path)
-    text = data.get("text_config")
-    count = {**data, **(text if isinstance(text, dict) else {})}.get("num_hidden_layers")
-    if not isinstance(count, int):
-        raise CheckpointError(
-            f"{path} does not say how many layers the target has (num_hidden_layers); "
-            "give --target-layers."
-        )
-    return count
 
 
 def _weights(source: Path, config: SpecBlockConfig) -> dict[str, Tensor]:
@@ -247,25 +215,7 @@ def _read_mapping(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``vocab_mapping.pt``; nothing else in such a file is ever executed."""
     if path.stat().st_size > _LARGEST_MAP:
         raise CheckpointError(f"{path} is too large for a vocabulary map; copy it again.")
-    try:
-        mapping = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors; copy or download it again."
-        ) from error
-    tensors = mapping if isinstance(mapping, dict) else {}
+    tensors = read_pickle(path)
     if not all(isinstance(tensors.get(name), Tensor) for name in ("d2t", "t2d")):
         raise CheckpointError(f"{path} does not hold the tensors d2t and t2d; copy it again.")
     return {name: tensors[name] for name in ("d2t", "t2d")}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{path} is missing; check the path.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON; copy it again.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a model's config; check the path.")
-    return data

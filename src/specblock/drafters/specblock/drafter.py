@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specblock.drafters.base import Budget, FixedBudget
-from specblock.drafters.specblock.model import SpecBlockModel, rank_features_of_top
+from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
     BlockCandidates,
@@ -32,7 +32,6 @@ from specblock.tree.growth import (
 )
 from specblock.tree.survival import endings, trim
 
-_RANK_TOP = 20
 _PREFILL_CHUNK = 256
 
 
@@ -285,11 +284,10 @@ class SpecBlockDrafter:
         """Candidates of the slots ``hidden [B, K, H]``."""
         logits, normed = self.model.logits(hidden)
         logits = logits.float()
-        top, ids = logits.topk(min(_RANK_TOP, logits.shape[-1]), dim=-1)
+        top, ids = logits.topk(min(RANK_TOP, logits.shape[-1]), dim=-1)
         log_probs = top[..., : self._width] - logits.logsumexp(-1, keepdim=True)
         tokens = self.model.to_target_ids(ids[..., : self._width])
-        features = rank_features_of_top(top).to(normed.dtype)
-        rank = self.model.rank_head(torch.cat((normed, features), dim=-1)).argmax(-1)
+        rank = self.model.rank_logits_of_top(normed, top).argmax(-1)
         return DraftBlocks(hidden, BlockCandidates(tokens, log_probs, rank), visible)
 
 

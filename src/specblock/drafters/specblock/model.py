@@ -17,7 +17,7 @@ from specblock.drafters.specblock.config import SpecBlockConfig
 from specblock.drafters.specblock.layers import DraftLayer, InputLayer, RMSNorm, Rotary
 
 RANK_FEATURES = 15
-_RANK_TOP = 20  # draft logits that enter the rank head's normalisation
+RANK_TOP = 20  # draft logits that enter the rank head's normalisation
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -73,8 +73,14 @@ class SpecBlockModel(nn.Module):
 
     def rank_logits(self, normed: Tensor, logits: Tensor) -> Tensor:
         """Rank-bucket logits ``[..., 4]``; no gradient flows into its inputs."""
-        features = rank_features(logits.detach()).to(normed.dtype)
-        return self.rank_head(torch.cat((normed.detach(), features), dim=-1))
+        return self._rank_logits(normed, rank_features(logits.detach()))
+
+    def rank_logits_of_top(self, normed: Tensor, top: Tensor) -> Tensor:
+        """:meth:`rank_logits` from the best 20 draft logits alone, best first ``[..., 20]``."""
+        return self._rank_logits(normed, rank_features_of_top(top.detach()))
+
+    def _rank_logits(self, normed: Tensor, features: Tensor) -> Tensor:
+        return self.rank_head(torch.cat((normed.detach(), features.to(normed.dtype)), dim=-1))
 
     def to_target_ids(self, draft_ids: Tensor) -> Tensor:
         """Target-vocabulary ids of draft-vocabulary ids (``d2t`` holds offsets)."""
@@ -87,7 +93,7 @@ def rank_features(logits: Tensor) -> Tensor:
     Over the 20 best logits z: ten log-probabilities, the gaps z1-z2, z1-z3, z1-z5, the best
     probability, and the entropy; all normalised over these 20 alone.
     """
-    count = min(_RANK_TOP, logits.shape[-1])
+    count = min(RANK_TOP, logits.shape[-1])
     return rank_features_of_top(logits.float().topk(count, dim=-1).values)
 
 

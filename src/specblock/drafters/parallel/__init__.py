@@ -1,0 +1,1 @@
+"""Parallel heads: every position is predicted without the others (Medusa, ParallelSpec)."""

@@ -1,0 +1,139 @@
+"""What is particular to training each kind of drafter; the only place that tells them apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from specblock.drafters.config import StoredConfig
+from specblock.drafters.fingerprint import tokenizer_fingerprint
+from specblock.drafters.registry import KINDS as NETWORKS
+from specblock.errors import ConfigError
+from specblock.target.model import text_config
+from specblock.training.batch import Objective
+from specblock.training.eagle3 import Eagle3Objective
+from specblock.training.memory import Workload
+from specblock.training.objective import SpecBlockObjective
+from specblock.training.parallel import ParallelObjective
+from specblock.training.warm_start import attach_target
+
+if TYPE_CHECKING:
+    from specblock.training.pipeline import DrafterRecipe
+
+
+@dataclass(frozen=True)
+class TrainingKind:
+    """How a recipe becomes a drafter of one kind.
+
+    ``fields``: the recipe's name of a setting for every one of the drafter's config that has
+    another name there. ``objective`` takes the recipe and the drafter's config. ``workload`` takes
+    these with batch size and longest length.
+    """
+
+    fields: dict[str, str]
+    objective: Callable[[DrafterRecipe, Any], Objective]
+    workload: Callable[[DrafterRecipe, Any, int, int], Workload]
+
+
+def _specblock_objective(recipe: DrafterRecipe, config: Any) -> Objective:
+    return SpecBlockObjective(recipe.objective, config.block_size)
+
+
+def _specblock_workload(recipe: DrafterRecipe, config: Any, batch: int, length: int) -> Workload:
+    chosen, blocks = min(recipe.objective.positions, length), recipe.objective.blocks
+    slots = config.block_size
+    later = batch * chosen * slots * blocks
+    seen = length * config.slots_kept + slots * (blocks + 1) // 2
+    return Workload(batch * length * config.slots_kept, later, seen, batch * length + later)
+
+
+def _eagle3_objective(recipe: DrafterRecipe, _config: Any) -> Objective:
+    return Eagle3Objective(recipe.ttt_steps, recipe.objective.slot_decay, recipe.chain_positions)
+
+
+def _eagle3_workload(recipe: DrafterRecipe, _config: Any, batch: int, length: int) -> Workload:
+    steps = recipe.ttt_steps
+    later = batch * min(recipe.chain_positions or length, length) * (steps - 1)
+    return Workload(batch * length, later, length + steps // 2, batch * length + later)
+
+
+def _parallel_objective(recipe: DrafterRecipe, config: Any) -> Objective:
+    decay = recipe.objective.slot_decay
+    return ParallelObjective(config.positions, decay, recipe.chain_positions)
+
+
+def _parallel_workload(recipe: DrafterRecipe, config: Any, batch: int, length: int) -> Workload:
+    rows = batch * min(recipe.chain_positions or length, length) * (config.positions - 1)
+    return Workload(batch * length, 0, 0, batch * length + rows)
+
+
+TRAINING = {
+    "specblock": TrainingKind(
+        {"num_hidden_layers": "layers"}, _specblock_objective, _specblock_workload
+    ),
+    "eagle3": TrainingKind({}, _eagle3_objective, _eagle3_workload),
+    "parallel": TrainingKind(
+        {"num_hidden_layers": "layers", "positions": "block_size"},
+        _parallel_objective,
+        _parallel_workload,
+    ),
+}
+
+
+def training_kind(name: str) -> TrainingKind:
+    """Raises :class:`ConfigError` that lists the kinds if it is none of them."""
+    if name not in TRAINING:
+        raise ConfigError(f"There is no drafter kind {name!r}; choose {', '.join(TRAINING)}.")
+    return TRAINING[name]
+
+
+def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: str) -> StoredConfig:
+    """A drafter shaped like the target's own layers, reading the input of those it copies.
+
+    Raises :class:`ConfigError` if the recipe asks for what this kind of drafter lacks.
+    """
+    config, kind = text_config(target), training_kind(recipe.kind)
+    cls = NETWORKS[recipe.kind].config
+    count, heads = config.num_hidden_layers, config.num_attention_heads
+    layers = recipe.layers if "num_hidden_layers" in kind.fields else 1
+    rope = getattr(config, "rope_parameters", None) or {}
+    settings = {
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+        "target_layers": count,
+        "feature_layers": (1, count // 2 - 1, count - layers - 1),
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": float(rope.get("rope_theta", 10000.0)),
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "target_name": name,
+    }
+    known = {field.name for field in dataclasses.fields(cls)}
+    for switch in ("layer_shift", "prefix_broadcast"):
+        if switch not in known and not getattr(recipe, switch):
+            raise ConfigError(f"{recipe.kind} drafters have no {switch} to switch off; drop it.")
+    for field in dataclasses.fields(cls):
+        chosen = kind.fields.get(field.name, field.name)
+        if field.name not in settings and hasattr(recipe, chosen):
+            settings[field.name] = getattr(recipe, chosen)
+    return cls(**settings)
+
+
+@torch.no_grad()
+def new_drafter(target: nn.Module, config: StoredConfig, d2t: Tensor, t2d: Tensor) -> nn.Module:
+    """A random drafter with its vocabulary map, the target's embeddings and, if so configured,
+    its frozen head."""
+    drafter = NETWORKS[config.drafter_type].network(config)
+    drafter.d2t.copy_(d2t)
+    drafter.t2d.copy_(t2d)
+    attach_target(drafter, target, head=config.target_lm_head)
+    drafter.lm_head.weight.requires_grad_(not config.target_lm_head)
+    return drafter
