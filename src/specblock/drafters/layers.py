@@ -126,29 +126,41 @@ class FeatureNorms(nn.ModuleList):
 class Attention(nn.Module):
     """Projections of grouped-query attention; who sees whom is the caller's.
 
-    ``width``: of its inputs, the hidden size unless given.
+    Args:
+        width: of its inputs, the hidden size unless given.
+        qkv_bias: biases on queries, keys and values, as Qwen2 has them.
+        qk_norm: an RMS norm over every head of queries and keys, as Qwen3 has it.
     """
 
-    def __init__(self, config: LayerShape, width: int | None = None):
+    def __init__(
+        self,
+        config: LayerShape,
+        width: int | None = None,
+        *,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
+    ):
         super().__init__()
         size, dim = config.hidden_size, config.head_dim
         width = width or size
         self.head_dim = dim
-        self.q_proj = nn.Linear(width, config.num_attention_heads * dim, bias=False)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * dim, bias=False)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * dim, bias=False)
+        self.q_proj = nn.Linear(width, config.num_attention_heads * dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * dim, bias=qkv_bias)
         self.o_proj = nn.Linear(config.num_attention_heads * dim, size, bias=False)
+        self.q_norm = RMSNorm(dim, config.rms_norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(dim, config.rms_norm_eps) if qk_norm else nn.Identity()
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q ``[..., heads, d]``, rotated k and plain v ``[..., kv_heads, d]``."""
         return self.queries(x, cos, sin), *self.keys_values(x, cos, sin)
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), cos, sin)
+        return rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim))), cos, sin)
 
     def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         split = (-1, self.head_dim)
-        k = self.k_proj(x).unflatten(-1, split)
+        k = self.k_norm(self.k_proj(x).unflatten(-1, split))
         return rotate(k, cos, sin), self.v_proj(x).unflatten(-1, split)
 
 
@@ -165,13 +177,20 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class CopiedShape(LayerShape, Protocol):
+    """The shape of a layer that may be a copy of the target's, with what only some have."""
+
+    qkv_bias: bool
+    qk_norm: bool
+
+
 class DraftLayer(nn.Module):
     """A pre-norm decoder layer, cut open where attention happens."""
 
-    def __init__(self, config: LayerShape):
+    def __init__(self, config: CopiedShape):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, qkv_bias=config.qkv_bias, qk_norm=config.qk_norm)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 

@@ -54,12 +54,12 @@ class Workers:
     """
 
     def __init__(self, *, cpu: bool = True):
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator
         from accelerate.utils import DistributedType
 
-        # which parts of a drafter a batch trains depends on its masks
-        ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[ddp])
+        # objectives run every part of a drafter on every batch, if need be on no rows: DDP need
+        # not look for parameters without a gradient
+        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no")
         sharding = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
         if self._accelerator.distributed_type in sharding:
             raise ConfigError(

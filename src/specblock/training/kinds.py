@@ -20,7 +20,7 @@ from specblock.training.eagle3 import Eagle3Objective
 from specblock.training.memory import Workload
 from specblock.training.objective import SpecBlockObjective
 from specblock.training.parallel import ParallelObjective
-from specblock.training.warm_start import attach_target
+from specblock.training.warm_start import attach_target, attention_form
 
 if TYPE_CHECKING:
     from specblock.training.pipeline import DrafterRecipe
@@ -100,13 +100,13 @@ def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: st
     config, kind = text_config(target), training_kind(recipe.kind)
     cls = NETWORKS[recipe.kind].config
     count, heads = config.num_hidden_layers, config.num_attention_heads
-    layers = recipe.layers if "num_hidden_layers" in kind.fields else 1
     rope = getattr(config, "rope_parameters", None) or {}
     settings = {
         "hidden_size": config.hidden_size,
         "vocab_size": config.vocab_size,
         "target_layers": count,
-        "feature_layers": (1, count // 2 - 1, count - layers - 1),
+        # the same for all kinds, so that the features of one serve to train the others
+        "feature_layers": (1, count // 2 - 1, count - recipe.layers - 1),
         "intermediate_size": config.intermediate_size,
         "num_attention_heads": heads,
         "num_key_value_heads": config.num_key_value_heads,
@@ -117,6 +117,7 @@ def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: st
         "target_name": name,
     }
     known = {field.name for field in dataclasses.fields(cls)}
+    settings |= {k: v for k, v in attention_form(target).items() if k in known}
     for switch in ("layer_shift", "prefix_broadcast"):
         if switch not in known and not getattr(recipe, switch):
             raise ConfigError(f"{recipe.kind} drafters have no {switch} to switch off; drop it.")

@@ -30,24 +30,29 @@ from specblock.drafters.eagle3.model import Eagle3Model
 from specblock.drafters.parallel.model import ParallelModel
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.errors import CheckpointError
-from specblock.target.model import decoder_layers
+from specblock.target.model import decoder_layers, text_config
 from specblock.training.eagle3_start import fit_eagle3
 from specblock.training.features import Sequence
 from specblock.training.ridge import Ridge, unit
 
 Layered = SpecBlockModel | ParallelModel  # drafters with SpecBlock's input layer and layers
 
-_LAYER_KEYS = (
+_BEHIND_ATTENTION = (
     "input_layernorm.weight",
     "post_attention_layernorm.weight",
-    "self_attn.q_proj.weight",
-    "self_attn.k_proj.weight",
-    "self_attn.v_proj.weight",
-    "self_attn.o_proj.weight",
     "mlp.gate_proj.weight",
     "mlp.up_proj.weight",
     "mlp.down_proj.weight",
 )
+
+
+def attention_form(target: nn.Module) -> dict[str, bool]:
+    """The settings of a drafter whose attention is to have the form of the target's last layer."""
+    names = decoder_layers(target)[-1].state_dict()
+    return {
+        "qkv_bias": "self_attn.q_proj.bias" in names,
+        "qk_norm": "self_attn.q_norm.weight" in names,
+    }
 
 
 def copy_target_layers(drafter: Layered, target: nn.Module) -> None:
@@ -57,8 +62,14 @@ def copy_target_layers(drafter: Layered, target: nn.Module) -> None:
     """
     layers = decoder_layers(target)
     first = len(layers) - len(drafter.layers)
+    activation = getattr(text_config(target), "hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise CheckpointError(
+            f"The target's layers cannot be copied into the drafter (their activation is "
+            f"{activation}, not silu)."
+        )
     for own, lent in zip(drafter.layers, layers[first:], strict=True):
-        own.load_state_dict(_lent(lent.state_dict(), _LAYER_KEYS))
+        own.load_state_dict(_lent(lent.state_dict(), own.state_dict()))
     attach_target(drafter, target, head=True)
     drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
 
@@ -70,8 +81,7 @@ def copy_behind_attention(drafter: Eagle3Model, target: nn.Module) -> None:
     """
     state = decoder_layers(target)[-1].state_dict()
     state = {name: value for name, value in state.items() if not name.startswith("self_attn.")}
-    names = [name for name in _LAYER_KEYS if not name.startswith("self_attn.")]
-    state = _lent(state, names)
+    state = _lent(state, _BEHIND_ATTENTION)
     del state["input_layernorm.weight"]  # the drafter's norms another input
     drafter.midlayer.load_state_dict(state, strict=False)
     attach_target(drafter, target, head=True)
@@ -84,7 +94,7 @@ def _lent(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     if odd:
         raise CheckpointError(
             f"The target's layers cannot be copied into the drafter (they differ in "
-            f"{', '.join(odd)}); train from scratch with warm_start: false."
+            f"{', '.join(odd)})."
         )
     return {name: value.float() for name, value in state.items()}
 

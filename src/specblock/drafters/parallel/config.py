@@ -42,6 +42,10 @@ class ParallelConfig(StoredConfig):
     feature_norm: bool = False  # RMS norm on every feature layer before condition_proj
     sink: bool = False  # a learned entry before position 0, for layers that rest on one
     target_lm_head: bool = False  # lm_head is the target's rows of the draft vocabulary: not stored
+    qkv_bias: bool = (
+        False  # biases on queries, keys and values, for copies of layers that have them
+    )
+    qk_norm: bool = False  # norms on the heads of queries and keys, likewise
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,3 +60,7 @@ class ParallelConfig(StoredConfig):
     @property
     def slot_rank(self) -> int:
         return 0
+
+    @property
+    def prefix_broadcast(self) -> bool:
+        return True

@@ -49,6 +49,13 @@ class SpecBlockConfig(StoredConfig):
     slot_rank: int = 0  # rank of a per-slot input projection beside the shared one; 0 = none
     sink: bool = False  # a learned entry before position 0, for layers that rest on one
     target_lm_head: bool = False  # lm_head is the target's rows of the draft vocabulary: not stored
+    qkv_bias: bool = (
+        False  # biases on queries, keys and values, for copies of layers that have them
+    )
+    qk_norm: bool = False  # norms on the heads of queries and keys, likewise
+    # the paper's ablations
+    layer_shift: bool = True  # before layers l >= 1 slot k reads slot k - 1
+    prefix_broadcast: bool = True  # every slot gets condition and token, not slot 0 alone
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +63,11 @@ class SpecBlockConfig(StoredConfig):
             raise CheckpointError(
                 f"cached_slots is {self.cached_slots} but a block has {self.block_size} slots; "
                 "give 0 (all) to block_size."
+            )
+        if self.slot_rank and not self.prefix_broadcast:
+            raise CheckpointError(
+                "slot_rank projects what prefix_broadcast: false keeps from the later slots; "
+                "set slot_rank to 0."
             )
 
     @property

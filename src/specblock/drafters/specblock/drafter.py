@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specblock.drafters.base import Budget, FixedBudget
+from specblock.drafters.layers import additive, attend_cached
 from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
@@ -228,7 +229,7 @@ class SpecBlockDrafter:
         mask = None
         if len(x) > 1:
             keys = torch.arange(start + len(x), device=x.device)
-            mask = _additive(keys[None] <= start + rows[:, None], x.dtype)
+            mask = additive(keys[None] <= start + rows[:, None], x.dtype)
         hidden = self._run(x, previous, positions, start, mask)
         self._positions += count
         self._entries += count * kept
@@ -257,26 +258,16 @@ class SpecBlockDrafter:
         positions = self._positions + torch.arange(slots, device=x.device).repeat(count)
         previous = torch.where(rows % slots > 0, rows - 1, rows)
         start = base + earlier
-        states = self._run(x.flatten(0, 1), previous, positions, start, _additive(mask, x.dtype))
+        states = self._run(x.flatten(0, 1), previous, positions, start, additive(mask, x.dtype))
         return self._blocks(states.view(count, slots, -1), behind)
 
     def _run(
         self, x: Tensor, previous: Tensor, positions: Tensor, start: int, mask: Tensor | None
     ) -> Tensor:
         """Entries ``x [R, H]`` written at ``start``; hidden states ``[R, H]``."""
-        cache, stop = self._cache, start + len(x)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache[layer, 0, :, start:stop] = k.transpose(0, 1)
-            cache[layer, 1, :, start:stop] = v.transpose(0, 1)
-            keys, values = cache[layer, :, :, :stop].unbind(0)
-            groups = q.shape[1] // k.shape[1]
-            # heads of a group become rows of their key head: no key is copied
-            folded = q.unflatten(1, (-1, groups)).permute(1, 2, 0, 3).flatten(1, 2)
-            tiled = None if mask is None else mask.repeat(groups, 1)[None, None]
-            out = F.scaled_dot_product_attention(folded[None], keys[None], values[None], tiled)[0]
-            out = out.unflatten(1, (groups, -1)).permute(2, 0, 1, 3)
-            return out.flatten(1)
+            return attend_cached(self._cache[layer], start, q, k, v, mask)
 
         return self.model.run(x, lambda rows: rows[previous], positions, attend)
 
@@ -289,8 +280,3 @@ class SpecBlockDrafter:
         tokens = self.model.to_target_ids(ids[..., : self._width])
         rank = self.model.rank_logits_of_top(normed, top).argmax(-1)
         return DraftBlocks(hidden, BlockCandidates(tokens, log_probs, rank), visible)
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)

@@ -45,7 +45,7 @@ class InputLayer(nn.Module):
         if rank:
             self.slot_down = nn.Parameter(torch.randn(later * rank, 2 * size) / (2 * size) ** 0.5)
             self.slot_up = nn.Parameter(torch.zeros(later, size, rank))
-        self.rank, self.later = rank, later
+        self.rank, self.later, self.broadcast = rank, later, config.prefix_broadcast
         nn.init.normal_(self.position_queries.weight, std=0.02)
 
     def condition(self, features: Tensor) -> Tensor:
@@ -57,7 +57,8 @@ class InputLayer(nn.Module):
     def forward(self, condition: Tensor, tokens: Tensor, slots: int) -> Tensor:
         """The first ``slots`` inputs ``[..., slots, H]`` of blocks at ``condition [..., H]``.
 
-        The shared part is computed once per block, not once per slot (prefix broadcast).
+        The shared part is computed once per block, not once per slot (prefix broadcast); without
+        the broadcast it goes to slot 0 alone.
         """
         token = self.token_norm(self.embed_tokens(tokens).to(condition.dtype))
         pair = torch.cat((self.condition_norm(condition), token), dim=-1)
@@ -65,6 +66,9 @@ class InputLayer(nn.Module):
         shared = F.linear(pair, self.fuse.weight[:, :width])
         queries = self.query_norm(self.position_queries.weight[:slots])
         own = F.linear(queries, self.fuse.weight[:, width:])
+        if not self.broadcast:
+            x = own.expand(*shared.shape[:-1], -1, -1)
+            return torch.cat((shared[..., None, :] + x[..., :1, :], x[..., 1:, :]), dim=-2)
         x = shared[..., None, :] + own
         if self.rank and slots > 1:
             x = torch.cat((x[..., :1, :], x[..., 1:, :] + self._per_slot(pair, slots - 1)), dim=-2)

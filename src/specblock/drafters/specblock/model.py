@@ -31,8 +31,9 @@ class SpecBlockModel(nn.Module):
         self.config = config
         self.input_layer = InputLayer(config)
         self.layers = nn.ModuleList(DraftLayer(config) for _ in range(config.num_hidden_layers))
+        shifts = config.num_hidden_layers - 1 if config.layer_shift else 0
         self.shift_proj = nn.ModuleList(
-            nn.Linear(2 * size, size, bias=False) for _ in range(config.num_hidden_layers - 1)
+            nn.Linear(2 * size, size, bias=False) for _ in range(shifts)
         )
         self.norm = RMSNorm(size, config.rms_norm_eps)
         self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False)
@@ -60,7 +61,7 @@ class SpecBlockModel(nn.Module):
         """
         cos, sin = self.rotary(positions)
         for index, layer in enumerate(self.layers):
-            if index:
+            if index and self.config.layer_shift:
                 x = self.shift_proj[index - 1](torch.cat((x, shifted(x)), dim=-1))
             q, k, v = layer.project(x, cos, sin)
             x = layer.finish(x, attend(index, q, k, v))
