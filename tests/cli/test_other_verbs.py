@@ -21,6 +21,8 @@ VERBS = (
     "bench",
     "regenerate",
     "train",
+    "prepare-data",
+    "bench-training",
 )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from specblock.cli.bench import bench
+from specblock.cli.bench_training import bench_training
 from specblock.cli.calibrate import calibrate
 from specblock.cli.chat import chat
 from specblock.cli.convert import convert
@@ -24,7 +25,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, demo, calibrate, convert, bench, prepare_data, regenerate, train):
+for command in (
+    generate,
+    chat,
+    demo,
+    calibrate,
+    convert,
+    bench,
+    prepare_data,
+    regenerate,
+    train,
+    bench_training,
+):
     app.command()(command)
 
 

@@ -125,6 +125,9 @@ def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: st
         chosen = kind.fields.get(field.name, field.name)
         if field.name not in settings and hasattr(recipe, chosen):
             settings[field.name] = getattr(recipe, chosen)
+    for name, most in (("slot_rank", config.hidden_size), ("draft_vocab_size", config.vocab_size)):
+        if name in known:  # a small target has not so many directions or tokens
+            settings[name] = min(settings[name], most)
     return cls(**settings)
 
 

@@ -24,7 +24,7 @@ class ObjectiveConfig:
     slot_decay: float = 0.8  # weight of slot k is slot_decay ** k
     rank_budget: float = 10.0  # frequency weight of the rank loss; <= 0 off
     valid_prefix_mask: bool = True  # False trains every slot regardless of the earlier ones
-    positions: int = 64  # positions per sequence that run a whole block; all others slot 0 alone
+    positions: int = 32  # positions per sequence that run a whole block; all others slot 0 alone
 
 
 @dataclass(frozen=True)

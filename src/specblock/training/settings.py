@@ -175,7 +175,7 @@ class TrainSettings(RunSettings):
     layers: Count = described(2, "Decoder layers of the drafter.")
     block_size: Count = described(4, "Tokens a block proposes (K).")
     blocks: Count = described(2, "Blocks trained one behind the other.")
-    positions: Count = described(64, "Positions per sequence that run whole blocks.")
+    positions: Count = described(32, "Positions per sequence that run whole blocks.")
     chain_positions: Annotated[int, Field(ge=0)] = described(
         0, "Positions per sequence of kinds without blocks; 0 is all."
     )
