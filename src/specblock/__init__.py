@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "AdaptationConfig": "specblock.adaptation.config",
     "load": "specblock.engine.loading",
     "Speculator": "specblock.engine.speculator",
     "Generation": "specblock.engine.speculator",
@@ -20,6 +21,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "AdaptationConfig",
     "Chunk",
     "Drafter",
     "Generation",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from specblock.adaptation.config import AdaptationConfig
     from specblock.config import GenerationConfig
     from specblock.drafters.base import Drafter
     from specblock.engine.hf import custom_generate

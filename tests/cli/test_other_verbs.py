@@ -19,10 +19,14 @@ VERBS = (
     "calibrate",
     "convert",
     "bench",
+    "bench-cost",
+    "report",
     "regenerate",
     "train",
     "prepare-data",
     "bench-training",
+    "adapt",
+    "bench-adapt",
 )
 
 
@@ -94,26 +98,6 @@ def test_live_display_draws_two_columns(fake):
     assert "What [is] it?" in drawn
     assert "It is [bold] text" in drawn
     assert "τ 2.50" in drawn
-
-
-def test_bench_writes_the_report(fake, run, tmp_path):
-    out = tmp_path / "report.json"
-    result = run("bench", "--limit", "3", "--max-new-tokens", "8", "--json", str(out))
-    assert result.exit_code == 0, result.output
-    report = json.loads(out.read_text())
-    assert set(report["methods"]) == {"plain", "specblock"}
-    assert report["methods"]["specblock"]["speedup"]["median"] == pytest.approx(2.0)
-    assert "2.00 (2.00–2.00)" in result.stdout
-    assert result.stderr.count("\n") == 3
-
-
-def test_bench_refuses_what_it_does_not_know(fake, run, tmp_path):
-    result = run("bench", "--methods", "plain,specblok")
-    assert result.exit_code == 2
-    assert "did you mean 'specblock'" in result.stderr
-    result = run("bench", "--prompts", str(tmp_path / "none.jsonl"))
-    assert result.exit_code == 2
-    assert "cannot be read" in result.stderr
 
 
 def test_calibrate_measures_anew_and_shows_the_table(fake, run):

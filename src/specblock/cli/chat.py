@@ -40,6 +40,7 @@ def chat(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    adapt: options.Adapt = None,
 ) -> None:
     """Talk with the model; /help lists the commands."""
     config = GenerationConfig(
@@ -53,8 +54,12 @@ def chat(
         presence_penalty=presence_penalty,
         seed=seed,
     )
-    speculator = open_speculator(model, drafter, dtype, device, threads)
-    Conversation(speculator, config, system).run()
+    speculator = open_speculator(model, drafter, dtype, device, threads, adapt=adapt)
+    try:
+        Conversation(speculator, config, system).run()
+    finally:
+        if adapt is not None:
+            speculator.close()
 
 
 class Conversation:

@@ -49,6 +49,7 @@ def generate(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    adapt: options.Adapt = None,
 ) -> None:
     """Answer one prompt."""
     if raw and system is not None:
@@ -66,8 +67,16 @@ def generate(
         stop_strings=tuple(stop or ()),
     )
     text = read_prompt(prompt)
-    speculator = open_speculator(model, drafter, dtype, device, threads)
+    speculator = open_speculator(model, drafter, dtype, device, threads, adapt=adapt)
     request = speculator.tokenizer(text)["input_ids"] if raw else messages_of(text, system)
+    _answer(speculator, request, config, stream, as_json)
+    if adapt is not None:
+        speculator.close()
+
+
+def _answer(
+    speculator: Speculator, request: Prompt, config: GenerationConfig, stream: bool, as_json: bool
+) -> None:
     if stream and not as_json:
         _stream(speculator, request, config)
     else:

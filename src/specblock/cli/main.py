@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from specblock.cli.adapt import app as adapt
 from specblock.cli.bench import bench
+from specblock.cli.bench_adapt import bench_adapt
+from specblock.cli.bench_cost import bench_cost
 from specblock.cli.bench_training import bench_training
 from specblock.cli.calibrate import calibrate
 from specblock.cli.chat import chat
@@ -16,6 +19,7 @@ from specblock.cli.demo import demo
 from specblock.cli.generate import generate
 from specblock.cli.prepare_data import prepare_data
 from specblock.cli.regenerate import regenerate
+from specblock.cli.report import report
 from specblock.cli.train import train
 
 app = typer.Typer(
@@ -35,9 +39,13 @@ for command in (
     prepare_data,
     regenerate,
     train,
+    bench_cost,
+    report,
     bench_training,
+    bench_adapt,
 ):
     app.command()(command)
+app.add_typer(adapt, name="adapt")
 
 
 def _version(wanted: bool) -> None:

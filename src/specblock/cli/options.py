@@ -33,3 +33,7 @@ Stop = Annotated[
 ]
 System = Annotated[str | None, typer.Option(help="System message.")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the full report to this file.")]
+Adapt = Annotated[
+    Path | None,
+    typer.Option(help="Let the drafter learn from this use; the folder keeps what it learns."),
+]

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -48,10 +49,20 @@ def open_speculator(
     *,
     calibrate: str = "missing",
     budget: str = "measured",
+    adapt: Path | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Speculator:
-    """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that ships."""
+    """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that ships.
+
+    ``adapt``: folder of an adaptation to go on with.
+    """
     import specblock
+
+    more: dict[str, Any] = {}
+    if adapt is not None:
+        from specblock.adaptation.config import AdaptationConfig
+
+        more["adapt"] = AdaptationConfig(folder=adapt)
 
     return specblock.load(
         model,
@@ -61,11 +72,12 @@ def open_speculator(
         threads=threads,
         calibrate=calibrate,
         budget=budget,
-        on_step=on_step or _say_step,
+        on_step=on_step or say_step,
+        **more,
     )
 
 
-def _say_step(step: str) -> None:
+def say_step(step: str) -> None:
     """What takes long while loading, for a person at a terminal."""
     if sys.stderr.isatty():
         typer.secho(f"{step} ...", err=True, dim=True)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +23,9 @@ from specblock.target.linear import route_linears
 from specblock.target.model import Target, text_config
 from specblock.target.zoo import load_model
 
+if TYPE_CHECKING:
+    from specblock.adaptation.config import AdaptationConfig
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _log = logging.getLogger("specblock")
 
@@ -37,6 +41,7 @@ def load(
     blocks: int = 2,
     calibrate: str = "missing",
     cache_dir: str | Path | None = None,
+    adapt: AdaptationConfig | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Speculator:
     """A model that generates faster with the same output.
@@ -53,16 +58,12 @@ def load(
         calibrate: ``"missing"`` measures costs at the first load on a machine (10 to 30 s) and
             remembers them; ``"force"`` measures anew; ``"never"`` does without, and then with the
             fixed budget.
+        adapt: let the drafter learn while it serves; see ``docs/adaptation.md``.
         on_step: is told what a long step is doing.
 
     Raises :class:`specblock.errors.SpecBlockError` with one sentence if anything does not fit.
     """
-    if budget not in ("measured", "fixed"):
-        raise ConfigError(f"budget must be 'measured' or 'fixed', not {budget!r}.")
-    if calibrate not in ("missing", "force", "never"):
-        raise ConfigError(f"calibrate must be 'missing', 'force' or 'never', not {calibrate!r}.")
-    if blocks < 1:
-        raise ConfigError(f"blocks must be at least 1, not {blocks}.")
+    _check_choices(budget, blocks, calibrate)
     if threads is not None:
         torch.set_num_threads(threads)
     on_step("loading the model")
@@ -75,8 +76,18 @@ def load(
         blocks=blocks,
         calibrate=calibrate,
         cache_dir=cache_dir,
+        adapt=adapt,
         on_step=on_step,
     )
+
+
+def _check_choices(budget: str, blocks: int, calibrate: str) -> None:
+    if budget not in ("measured", "fixed"):
+        raise ConfigError(f"budget must be 'measured' or 'fixed', not {budget!r}.")
+    if calibrate not in ("missing", "force", "never"):
+        raise ConfigError(f"calibrate must be 'missing', 'force' or 'never', not {calibrate!r}.")
+    if blocks < 1:
+        raise ConfigError(f"blocks must be at least 1, not {blocks}.")
 
 
 def assemble(
@@ -88,6 +99,7 @@ def assemble(
     blocks: int = 2,
     calibrate: str = "missing",
     cache_dir: str | Path | None = None,
+    adapt: AdaptationConfig | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Speculator:
     """A :class:`Speculator` around a model that is loaded already; see :func:`load`."""
@@ -109,7 +121,7 @@ def assemble(
         sampling = BudgetController(costs)
     elif drafter is not None:
         greedy = FixedBudget()
-    return Speculator(target, tokenizer, drafter, greedy, costs, sampling)
+    return Speculator(target, tokenizer, drafter, greedy, costs, sampling, adapt)
 
 
 def find_drafter(model: str, drafter: str | Path | None) -> Path | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +15,22 @@ from torch import Tensor
 from specblock.drafters.base import Budget, Drafter
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ContextError
-from specblock.target.model import Target
+from specblock.target.model import Target, TargetOutput
 from specblock.tree.accept import Acceptance, accept
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams, draw
+
+
+class RoundObserver(Protocol):
+    """Sees what a generation with a drafter computes anyway; it must change none of it."""
+
+    def prefilled(self, features: Tensor, tokens: Tensor) -> None:
+        """The prompt's pairs, as :meth:`Drafter.prefill` gets them."""
+
+    def verified(
+        self, tree: DraftTree, logits: Tensor, features: Tensor, accepted: Acceptance
+    ) -> None:
+        """A committed round: logits of all nodes, features of the accepted path alone."""
 
 
 def decode(
@@ -28,11 +41,12 @@ def decode(
     params: SamplingParams,
     max_new_tokens: int,
     stats: GenerationStats,
+    observer: RoundObserver | None = None,
 ) -> Iterator[list[int]]:
     """Yield the new tokens round by round, the prefill's first token to begin with.
 
     Ends when ``max_new_tokens`` have been yielded or the target's context is full; the caller
-    stops earlier by closing the iterator. ``stats`` is filled in as it goes.
+    stops earlier by closing the iterator. Fills in ``stats``; shows ``observer`` what it does.
 
     Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token.
     """
@@ -40,10 +54,9 @@ def decode(
     clock, device = time.perf_counter, target.device
     started = clock()
     room = min(max_new_tokens, target.context_length - len(prompt))
-    nodes = drafter.max_nodes if drafter else 0
     context = list(prompt)
     stats.prompt_tokens = len(prompt)
-    root = _prefill(target, drafter, context, params, len(prompt) + room + nodes + 1)
+    root = _prefill(target, drafter, context, params, room, observer)
     if budget is not None:
         budget.begin()
     stats.prefill_seconds = clock() - started
@@ -58,7 +71,7 @@ def decode(
         output = target.verify(tree)
         accepted = accept(tree, output.logits, params, context, len(prompt), len(context))
         verified = clock()
-        _commit(target, drafter, output.features, accepted)
+        _commit(target, drafter, tree, output, accepted, observer)
         if speculating:
             budget.update(tree.log_probs, tree.rank_classes, accepted.trials)
         elif drafter is not None:
@@ -74,14 +87,25 @@ def decode(
 
 
 def _commit(
-    target: Target, drafter: Drafter | None, features: Tensor, accepted: Acceptance
+    target: Target,
+    drafter: Drafter | None,
+    tree: DraftTree,
+    output: TargetOutput,
+    accepted: Acceptance,
+    observer: RoundObserver | None,
 ) -> None:
     """Keep the accepted path in the target's cache and show its pairs to the drafter."""
     path = torch.tensor(accepted.path, device=target.device)
     target.commit(path)
-    if drafter is not None:
-        tokens = torch.tensor(accepted.tokens, device=target.device)
-        drafter.observe(features[path], tokens)
+    if drafter is None:
+        return
+    tokens = torch.tensor(accepted.tokens, device=target.device)
+    # a drafter that reads no layers is shown its tokens alone
+    unseen = output.features is None
+    shown = tokens.new_zeros(len(tokens), 0) if unseen else output.features[path]
+    drafter.observe(shown, tokens)
+    if observer is not None:
+        observer.verified(tree, output.logits, shown, accepted)
 
 
 def _check(prompt: list[int], target: Target) -> None:
@@ -99,9 +123,14 @@ def _prefill(
     drafter: Drafter | None,
     context: list[int],
     params: SamplingParams,
-    capacity: int,
+    room: int,
+    observer: RoundObserver | None,
 ) -> int:
-    """Fill the target's cache with the prompt, draw the first token, tell the drafter."""
+    """Fill the target's cache with the prompt, draw the first token, tell the drafter.
+
+    ``room``: how many tokens may follow.
+    """
+    capacity = len(context) + room + (drafter.max_nodes if drafter else 0) + 1
     target.reset(capacity)
     ids = torch.tensor(context, device=target.device)
     output = target.prefill(ids)
@@ -111,6 +140,8 @@ def _prefill(
         drafter.reset(capacity)
         following = torch.cat((ids[1:], ids.new_tensor([root])))
         drafter.prefill(output.features, following)
+        if observer is not None:
+            observer.prefilled(output.features, following)
     return root
 
 

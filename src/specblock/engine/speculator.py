@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +17,10 @@ from specblock.errors import ContextError
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 from specblock.tree.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from specblock.adaptation.config import AdaptationConfig
+    from specblock.adaptation.observer import FeedbackObserver
 
 Prompt = str | list[dict[str, str]] | list[int] | torch.Tensor
 
@@ -56,6 +61,7 @@ class Speculator:
         costs: the measured cost table, if there is one.
         sampling_budget: the same for sampled decoding, where the drafter's probabilities mean
             something else; the greedy one where it is left out.
+        adapt: let the drafter learn from what it serves; :meth:`close` saves what it learned.
     """
 
     def __init__(
@@ -66,12 +72,18 @@ class Speculator:
         budget: Budget | None = None,
         costs: CostTable | None = None,
         sampling_budget: Budget | None = None,
+        adapt: AdaptationConfig | None = None,
     ):
         if drafter is not None and budget is None:
             raise ValueError("a drafter needs a budget")
         self.target, self.tokenizer = target, tokenizer
         self.drafter, self.budget, self.costs = drafter, budget, costs
         self.sampling_budget = sampling_budget or budget
+        self.adaptation = None
+        if adapt is not None:
+            from specblock.adaptation.adapter import Adaptation  # only where it is wanted
+
+            self.adaptation = Adaptation(drafter, adapt, (budget, self.sampling_budget))
 
     def generate(
         self,
@@ -113,6 +125,8 @@ class Speculator:
         ids = self.encode(prompt)
         drafter = self.drafter if use_drafter else None
         stats, params = GenerationStats(), config.sampling()
+        adapting = self.adaptation is not None and drafter is not None
+        observer = self.adaptation.observer(ids) if adapting else None
         rounds = decode(
             self.target,
             drafter,
@@ -121,9 +135,28 @@ class Speculator:
             params,
             config.max_new_tokens,
             stats,
+            observer,
         )
         ends = frozenset() if config.ignore_eos else self._end_tokens(config)
-        return self._chunks(rounds, TextStream(self.tokenizer, config.stop_strings), ends, stats)
+        text = TextStream(self.tokenizer, config.stop_strings)
+        chunks = self._chunks(rounds, text, ends, stats)
+        return chunks if observer is None else self._learning(chunks, observer, stats)
+
+    def _learning(
+        self, chunks: Iterator[Chunk], observer: FeedbackObserver, stats: GenerationStats
+    ) -> Iterator[Chunk]:
+        """The same chunks; when the request has ended, what it taught is put to use."""
+        complete = False
+        try:
+            yield from chunks
+            complete = True
+        finally:
+            self.adaptation.finished(observer, stats, complete=complete)
+
+    def close(self) -> None:
+        """Finish what an adaptation does in the background, and save it."""
+        if self.adaptation is not None:
+            self.adaptation.close()
 
     def _chunks(
         self,

@@ -1,0 +1,290 @@
+"""A drafter that learns while it serves: collects feedback, decides, updates, watches, goes back.
+
+Everything here runs in the thread that decodes, but for the attempts themselves where they are
+sent to the background: an attempt is given all it needs and touches nothing that decoding uses, and
+weights change hands between two rounds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from specblock.adaptation.arms import ARMS, COST_SHARES, ordinary_config, swap
+from specblock.adaptation.bandit import SKIP, GainBandit, Prior
+from specblock.adaptation.config import AdaptationConfig
+from specblock.adaptation.containment import Contained
+from specblock.adaptation.feedback import FeedbackBuffer, stratum_of
+from specblock.adaptation.journal import Journal
+from specblock.adaptation.learner import FAILED, REVERTED, Attempt, Job, Learner
+from specblock.adaptation.ledger import Ledger, UpdateCosts
+from specblock.adaptation.observer import FeedbackObserver, TargetReducer
+from specblock.adaptation.signals import CONTEXT, Signals
+from specblock.adaptation.watch import TauWatch
+from specblock.drafters.base import Budget, Drafter
+from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.engine.statistics import GenerationStats
+from specblock.errors import ConfigError
+from specblock.training.noise import mixed_seed
+
+_log = logging.getLogger("specblock")
+_CALIBRATION_KEPT = 0.25  # of the survival model's experience, once the drafter is another
+_LEAST_HELD_OUT = 2  # records; fewer give no spread to judge by
+
+
+class Adaptation:
+    """Adapts ``drafter`` in place.
+
+    Args:
+        drafter: a SpecBlock drafter.
+        config: see :class:`AdaptationConfig`; its folder is resumed from.
+        budgets: whose calibration follows the drafter; the first is that of greedy decoding.
+
+    Raises:
+        ConfigError: the drafter is of another kind, or the folder another drafter's.
+    """
+
+    def __init__(self, drafter: Drafter, config: AdaptationConfig, budgets: Iterable[Budget] = ()):
+        model = getattr(drafter, "model", None)
+        if not isinstance(model, SpecBlockModel):
+            raise ConfigError(
+                "Only a SpecBlock drafter can adapt: choose one with --drafter, or leave out adapt."
+            )
+        self.drafter, self.config = drafter, config
+        self.budgets = list({id(b): b for b in budgets if b is not None}.values())
+        self.learner = Learner(model, config)
+        self.buffer = FeedbackBuffer(
+            int(config.buffer_mib * 2**20),
+            config.held_out_share,
+            config.half_life_requests,
+            config.seed,
+        )
+        self.signals, self.journal = Signals(), Journal(ARMS)
+        self.bandit = GainBandit(
+            ARMS,
+            len(CONTEXT),
+            seed=config.seed,
+            discount=config.discount,
+            prior=Prior(gain=config.prior_gain),
+        )
+        self.ledger = Ledger(config.exploration_seconds, config.exploration_share)
+        self.costs = UpdateCosts(COST_SHARES, config.first_update_seconds)
+        self.watch = TauWatch(config.watch_rounds, config.watch_z)
+        self.total_gain = self.former_gain = 0.0
+        self.last_swap: tuple[str, tuple[float, ...]] | None = (
+            None  # arm and context of the last swap
+        )
+        self._reducer = TargetReducer(model.t2d, config.target_top)
+        self._pool = ThreadPoolExecutor(1, "specblock-adapt") if config.background else None
+        self._running: tuple[Future, str, tuple[float, ...]] | None = None
+        self._saved = time.monotonic()
+        if config.folder is not None:
+            from specblock.adaptation.state import resume  # it knows this class
+
+            if resume(self):
+                swap(model, self.learner.live_weights())
+
+    # -- what the engine calls ------------------------------------------------------------------
+
+    def observer(self, prompt: list[int]) -> FeedbackObserver:
+        """Collects the feedback of one request (a prompt's token ids)."""
+        return FeedbackObserver(
+            self._reducer,
+            stratum_of(prompt),
+            max_prompt_pairs=self.config.max_prompt_pairs,
+            max_answer_pairs=self.config.max_answer_pairs,
+            on_round=self._round_done,
+        )
+
+    def finished(
+        self, observer: FeedbackObserver, stats: GenerationStats, *, complete: bool = True
+    ) -> None:
+        """A request has ended; unless it was broken off, the time for an update has come."""
+        with Contained("collecting feedback") as absorbing:
+            self._absorb(observer, stats)
+        if absorbing.error is not None:
+            self.journal.failures += 1
+        if complete:
+            with Contained("deciding on an update"):
+                self.step()
+
+    def step(self) -> None:
+        """Between requests: take in what the background finished, decide, update, save."""
+        self._collect()
+        if self._running is None and self._ready():
+            self._decide()
+        self._save_sometimes()
+
+    def close(self) -> None:
+        """Wait for a running update, and save."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._collect()
+        self.save()
+
+    # -- rounds and requests --------------------------------------------------------------------
+
+    def _round_done(self, tokens: int) -> None:
+        """After every round: the only place where weights change while a request runs."""
+        verdict = self.watch.add(tokens)
+        if verdict == "dropped":
+            self._roll_back()
+        if self._running is not None and self._running[0].done():
+            self._collect()
+
+    def _absorb(self, observer: FeedbackObserver, stats: GenerationStats) -> None:
+        self.ledger.decode(stats.decode_seconds, self.total_gain)
+        self.signals.add(observer.signals(), stats.new_tokens, stats.decode_seconds)
+        record = observer.record(stats.new_tokens)
+        if record is not None:
+            self.buffer.add(record)
+
+    def _ready(self) -> bool:
+        within_duty = self.ledger.spent <= self.config.duty * self.ledger.decoded
+        fresh = self.signals.fresh_requests >= self.config.min_requests
+        # while a change is being watched, another would hide what it did
+        return within_duty and fresh and not self.watch.watching and self._can_judge()
+
+    def _can_judge(self) -> bool:
+        held_out = self.buffer.held_out(self.config.judge_records)
+        return len(held_out) >= _LEAST_HELD_OUT and len(self.buffer) > len(held_out)
+
+    # -- deciding and updating ------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        context = self.signals.context(self.config.horizon_tokens)
+        arm = self._choose(context)
+        if arm == SKIP:
+            self.signals.fresh_requests = 0  # ask again when as many more have come
+            return
+        job = self._job(arm)
+        if self._pool is None:
+            self._integrate(self._attempt(job), arm, context)
+        else:
+            self._running = self._pool.submit(self._attempt_at_leisure, job), arm, context
+
+    def _choose(self, context: tuple[float, ...]) -> str:
+        if self.config.policy != "bandit":
+            return self.config.policy.removeprefix("always-")
+        horizon = self.signals.horizon(self.config.horizon_tokens)
+        scale = horizon * (self.signals.seconds_per_token.fast or 0.0)
+        asked = (context, scale, self.costs.estimate(), self.ledger.allowance)
+        decision = self.bandit.decide(*asked)
+        self.journal.decided(*asked, decision)
+        return decision.arm
+
+    def _job(self, arm: str) -> Job:
+        config, seed = self.config, mixed_seed(self.config.seed, 1 + self.journal.attempts)
+        batches = [
+            self.buffer.draw(config.sequences, mixed_seed(seed, step))
+            for step in range(config.steps)
+        ]
+        return Job(arm, batches, self.buffer.held_out(config.judge_records), seed)
+
+    def _attempt(self, job: Job) -> Attempt:
+        began = time.perf_counter()
+        with Contained(f"the {job.arm} update") as contained:
+            return self.learner.attempt(job)
+        details = {"error": f"{type(contained.error).__name__}: {contained.error}"}
+        seconds = time.perf_counter() - began
+        return Attempt(job.arm, FAILED, 0.0, None, seconds, None, details)
+
+    def _attempt_at_leisure(self, job: Job) -> Attempt:
+        """In the background; then rest until the thread's duty is within its limit."""
+        attempt = self._attempt(job)
+        time.sleep(min(attempt.seconds * (1 / self.config.duty - 1), 60.0))
+        return attempt
+
+    def _collect(self) -> None:
+        """Take in a background attempt that is done."""
+        if self._running is None or not self._running[0].done():
+            return
+        future, arm, context = self._running
+        self._running = None
+        self._integrate(future.result(), arm, context)
+
+    def _integrate(self, attempt: Attempt, arm: str, context: tuple[float, ...]) -> None:
+        """Account for an attempt and, if it says so, change the weights."""
+        self.ledger.pay(attempt.seconds)
+        self.costs.observe(arm, attempt.seconds)
+        self.bandit.learn(arm, context, attempt.gain)
+        self.journal.learned(arm, context, attempt.gain)
+        self.journal.attempted(attempt)
+        self.signals.updated()
+        _log.debug("adaptation: %s %s %s", arm, attempt.outcome, attempt.details)
+        self.former_gain = self.total_gain
+        if attempt.total_gain is not None:
+            self.total_gain = attempt.total_gain
+        if attempt.weights is not None:
+            self.learner.adopt(attempt.weights)
+            if self._put_to_use():
+                self.last_swap = None if attempt.outcome == REVERTED else (arm, context)
+                self.watch.begin()
+
+    def _put_to_use(self) -> bool:
+        """The learner's current weights into the live drafter; the former stay if that fails."""
+        with Contained("changing the drafter's weights") as contained:
+            swap(self.drafter.model, self.learner.live_weights())
+        if contained.error is not None:
+            self.learner.go_back()
+            self.total_gain = self.former_gain
+            self.journal.failures += 1
+            return False
+        for budget in self.budgets:
+            model = budget.model
+            budget.model = replace(model, counts=model.counts * _CALIBRATION_KEPT)
+        return True
+
+    def _roll_back(self) -> None:
+        """The accepted length has dropped: the weights before are back, and the arm is charged."""
+        lost = self.watch.relative_drop()
+        self.watch.rolled_back()
+        self.learner.go_back()
+        self._put_to_use()
+        self.total_gain = self.former_gain
+        self.buffer.clear()  # the feedback that taught this may be no feedback at all
+        if self.last_swap is not None:
+            arm, context = self.last_swap
+            self.bandit.learn(arm, context, -lost)
+            self.journal.learned(arm, context, -lost)
+            self.journal.rolled_back(arm, lost)
+        self.last_swap = None
+        _log.warning("adaptation: the accepted length fell by %.0f %%: rolled back", 100 * lost)
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def _save_sometimes(self) -> None:
+        waited = time.monotonic() - self._saved
+        if self._running is None and waited >= self.config.save_every_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Write the state to the config's folder, if there is one; whole or not at all."""
+        if self.config.folder is None:
+            return
+        from specblock.adaptation.state import save  # it knows this class
+
+        began = time.monotonic()
+        with Contained("saving the adaptation's state"):
+            save(self)
+        self._saved = time.monotonic()
+        self.ledger.pay(self._saved - began)
+
+    def status(self) -> dict[str, Any]:
+        """Arms, pulls, gains, costs, roll-backs, as JSON values."""
+        config = ordinary_config(self.drafter.model.config, self.learner.current)
+        return {
+            **self.journal.summary(self.costs.estimate()),
+            "decoded_seconds": self.ledger.decoded,
+            "update_seconds": self.ledger.spent,
+            "saved_seconds": self.ledger.saved,
+            "gain": self.total_gain,
+            "accepted_length": self.signals.tau.fast,
+            "adapted": self.learner.current is not self.learner.original,
+            "own_head": not config.target_lm_head,
+            "buffer": self.buffer.statistics(),
+        }

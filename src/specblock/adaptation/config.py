@@ -1,0 +1,61 @@
+"""How a drafter adapts while it serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from specblock.config import StrictConfig
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class AdaptationConfig(StrictConfig):
+    """Settings of :class:`specblock.adaptation.adapter.Adaptation`; see ``docs/adaptation.md``.
+
+    ``folder`` keeps the state and is resumed from; without one nothing is remembered.
+    ``policy``: the bandit, or always the same arm (for comparison). ``background`` trains in a
+    thread instead of between requests. Times are wall-clock seconds.
+    """
+
+    folder: Path | None = None
+    policy: Literal["bandit", "always-heads", "always-last-layer", "always-full"] = "bandit"
+    seed: Annotated[int, Field(ge=0)] = 0
+    background: bool = False
+    duty: Share = 0.5  # most seconds of updates for a second of decoding
+    save_every_seconds: Annotated[float, Field(ge=0)] = 60.0
+    # feedback
+    buffer_mib: Positive = 64.0
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    half_life_requests: Positive = 32.0  # of a record's weight when training records are drawn
+    max_prompt_pairs: Count = 256
+    max_answer_pairs: Count = 512
+    target_top: Count = 32  # probabilities kept of every target distribution
+    # an update
+    min_requests: Count = 8  # new ones between two decisions
+    steps: Count = 4
+    sequences: Count = 8  # records in a step
+    positions: Count = 32  # positions per record that run a whole block
+    rank: Count = 16  # of the correction of the output head
+    heads_lr: Positive = 1e-3
+    layers_lr: Positive = 2e-4
+    clip: Positive = 0.5
+    mixed_precision: bool = True
+    max_update_seconds: Positive = 60.0
+    # judging it
+    judge_records: Count = 12
+    judge_positions: Count = 32
+    accept_z: Annotated[float, Field(ge=0)] = 0.5  # standard errors that it must be better by
+    watch_rounds: Count = 256
+    watch_z: Positive = 3.0  # standard errors of a drop of the accepted length that rolls back
+    # deciding on it
+    horizon_tokens: Count = 20_000
+    prior_gain: Annotated[float, Field(ge=-1, lt=1)] = 0.02  # expected of an arm never tried
+    exploration_seconds: Annotated[float, Field(ge=0)] = 5.0
+    exploration_share: Annotated[float, Field(ge=0, le=1)] = 0.005  # of the decoding seconds
+    first_update_seconds: Positive = 3.0  # what updating the heads is taken to cost at first
+    discount: Share = 0.99  # what a decision leaves of the weight of earlier experience

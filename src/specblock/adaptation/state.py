@@ -1,0 +1,167 @@
+"""An adaptation on disk: whole or absent, the last two kept, resumed after any kind of end.
+
+A state holds the weights where they differ from the drafter's own, the optimisers, the bandit with
+its ledger and log, running figures, and the buffer's statistics; feedback itself is not kept. The
+same figures lie beside it in ``status.json`` for people and programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from specblock.adaptation.arms import folded, ordinary_config
+from specblock.adaptation.signals import Signals
+from specblock.drafters.checkpoint import stored_shapes, write_tensors
+from specblock.errors import CheckpointError, ConfigError
+from specblock.storage import write_atomically
+from specblock.training.checkpoints import load_newest, numbered, save_state
+from specblock.tree.survival import SurvivalModel
+
+if TYPE_CHECKING:
+    from specblock.adaptation.adapter import Adaptation
+
+STATUS = "status.json"
+_KEPT = 2
+_log = logging.getLogger("specblock")
+
+Weights = dict[str, Tensor]
+
+
+def save(adaptation: Adaptation) -> None:
+    """Write the state and the status of ``adaptation`` to its folder.
+
+    Raises :class:`specblock.errors.SpecBlockError` if the disk is full.
+    """
+    folder, learner = adaptation.config.folder, adaptation.learner
+    states = numbered(folder)
+    number = states[0][0] + 1 if states else 1
+    state = {
+        "identity": _identity(adaptation),
+        "current": _changed(learner.current, learner.original),
+        "former": _changed(learner.former, learner.original),
+        "optimisers": {arm: o.state_dict() for arm, o in learner.optimisers.items() if o.state},
+        "bandit": adaptation.bandit.to_dict(),
+        "ledger": adaptation.ledger.to_dict(),
+        "costs": adaptation.costs.measured,
+        "signals": adaptation.signals.to_dict(),
+        "watch": {**adaptation.watch.to_dict(), "watching": adaptation.watch.watching},
+        "journal": adaptation.journal.to_dict(),
+        "buffer": adaptation.buffer.statistics(),
+        "gains": [adaptation.total_gain, adaptation.former_gain],
+        "last_swap": adaptation.last_swap,
+        "calibration": [budget.model.to_dict() for budget in adaptation.budgets],
+    }
+    # torch.load takes nothing but plain values and tensors
+    save_state(folder, number, _plain(state), _KEPT)
+    write_atomically(folder / STATUS, json.dumps(adaptation.status(), indent=1) + "\n")
+
+
+def resume(adaptation: Adaptation) -> bool:
+    """Restore the newest whole state of the folder; False if there is none.
+
+    Raises:
+        ConfigError: the state is another drafter's.
+        CheckpointError: every state in the folder is damaged.
+    """
+    folder, learner = adaptation.config.folder, adaptation.learner
+    state = load_newest(folder, _log.warning)
+    if state is None:
+        return False
+    if state["identity"] != _identity(adaptation):
+        raise ConfigError(
+            f"The adaptation in {folder} belongs to another drafter or another rank: give another "
+            "folder, or the drafter that it began with."
+        )
+    learner.current = _completed(state["current"], learner.original)
+    learner.former = _completed(state["former"], learner.original)
+    for arm, optimiser in state["optimisers"].items():
+        learner.optimisers[arm].load_state_dict(optimiser)
+    adaptation.bandit.restore(state["bandit"])
+    adaptation.ledger.restore(state["ledger"])
+    adaptation.costs.measured = dict(state["costs"])
+    adaptation.signals = Signals.from_dict(state["signals"])
+    adaptation.watch.restore(state["watch"])
+    if state["watch"]["watching"]:
+        adaptation.watch.begin()
+    adaptation.journal.restore(state["journal"])
+    adaptation.buffer.restore(state["buffer"])
+    adaptation.total_gain, adaptation.former_gain = state["gains"]
+    last = state["last_swap"]
+    adaptation.last_swap = None if last is None else (last[0], tuple(last[1]))
+    for budget, kept in zip(adaptation.budgets, state["calibration"], strict=False):
+        budget.model = SurvivalModel.from_dict(kept)
+    return True
+
+
+def export(adaptation: Adaptation, folder: Path) -> None:
+    """Write the adapted drafter as an ordinary one, with its calibration where there is one.
+
+    Raises :class:`specblock.errors.SpecBlockError` if the folder cannot be written.
+    """
+    from specblock.engine.trust import save_survival
+
+    learner, live = adaptation.learner, adaptation.drafter.model
+    config = ordinary_config(live.config, learner.current)
+    weights = {**live.state_dict(), **folded(learner.master.lm_head.weight, learner.current)}
+    tensors = {}
+    for name in stored_shapes(config, type(live)):
+        tensor = weights[name].detach().cpu()
+        kind = torch.bfloat16 if tensor.is_floating_point() else tensor.dtype
+        tensors[name] = tensor.to(kind).contiguous()
+    status = adaptation.status()
+    extra = {"adapted": {name: status[name] for name in ("attempts", "rollbacks", "gain")}}
+    write_tensors(config, tensors, Path(folder), extra)
+    if adaptation.budgets:
+        save_survival(adaptation.budgets[0].model, Path(folder))
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What :meth:`Adaptation.status` said when the state was last saved.
+
+    Raises :class:`CheckpointError` if there is no adaptation in ``folder``.
+    """
+    path = Path(folder) / STATUS
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"There is no adaptation in {folder} ({path.name} cannot be read): give the folder "
+            "that was named with --adapt."
+        ) from error
+
+
+def _identity(adaptation: Adaptation) -> dict[str, Any]:
+    """What must be the same for a state to fit: the drafter that it started from."""
+    learner = adaptation.learner
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(learner.original.items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+    return {"weights": digest.hexdigest(), "rank": adaptation.config.rank}
+
+
+def _changed(weights: Weights, original: Weights) -> Weights:
+    return {n: t.cpu() for n, t in weights.items() if not torch.equal(t, original[n])}
+
+
+def _completed(changed: Weights, original: Weights) -> Weights:
+    if not changed:
+        return original
+    return {
+        name: changed[name].to(own) if name in changed else own for name, own in original.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
