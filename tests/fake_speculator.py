@@ -21,6 +21,13 @@ class FakeStats:
     prefill_seconds: float
     draft_seconds: float
     verify_seconds: float
+    speculative_rounds: int = 0
+    drafted_nodes: int = 0
+    accepted_by_depth: tuple[int, ...] = ()
+
+    @property
+    def round_tokens(self):
+        return self.accepted_length * self.rounds
 
     @property
     def tokens_per_second(self):

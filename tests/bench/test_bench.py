@@ -9,7 +9,8 @@ from fake_speculator import FakeSpeculator, answer_token
 from specblock.bench import BenchPrompt, run
 from specblock.bench.divergence import classify, first_difference, thresholds_for
 from specblock.bench.environment import describe_environment
-from specblock.bench.report import bootstrap_median
+from specblock.bench.intervals import bootstrap_median
+from specblock.bench.methods import resolve
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError, ContextError
 
@@ -49,17 +50,6 @@ def test_figures():
     assert (fast["new_tokens"], fast["rounds"]) == (120, 48)
     assert fast["accepted_length"] == pytest.approx(2.5)
     assert fast["draft_seconds"] == pytest.approx(0.12)
-
-
-def test_accepted_length_is_pooled_over_rounds():
-    from specblock.bench.report import Row, summarise
-
-    def row(id, rounds, accepted):
-        return Row(id, 0, "", "specblock", 0, 1, 9, "stop", rounds, accepted, 2.0, 1.0, 0, 0, None)
-
-    methods = summarise([row("a", 10, 1.0), row("b", 30, 3.0)], ["specblock"])
-    assert methods["specblock"]["accepted_length"] == pytest.approx((10 + 90) / 40)
-    assert methods["specblock"]["speedup"]["median"] is None
 
 
 def test_methods_are_interleaved_in_a_seeded_random_order():
@@ -102,10 +92,13 @@ def test_saved_after_every_prompt(tmp_path):
         saved = json.loads(out.read_text())
         seen.append((done, of, len(saved["rows"])))
         assert saved == json.loads(json.dumps(report))
+        assert report["methods"]["specblock"]["speedup"]["low"] is None, "intervals come last"
 
     run(FakeSpeculator(), PROMPTS[:3], config=CONFIG, out=out, progress=progress)
     assert seen == [(1, 3, 2), (2, 3, 4), (3, 3, 6)]
-    assert [path.name for path in out.parent.iterdir()] == ["report.json"]
+    names = {path.name for path in out.parent.iterdir()}
+    assert names == {"report.json", "report.json.journal.jsonl"}
+    assert json.loads(out.read_text())["methods"]["specblock"]["speedup"]["low"] is not None
 
 
 def test_a_prompt_that_is_too_long_is_skipped_and_said():
@@ -128,13 +121,50 @@ def test_methods_by_callable():
 
 def test_unknown_methods_and_missing_drafter():
     with pytest.raises(ConfigError, match="did you mean 'plain'"):
-        run(FakeSpeculator(), PROMPTS, methods=["plan"])
-    with pytest.raises(ConfigError, match="needs a drafter"):
-        run(FakeSpeculator(drafter=None), PROMPTS)
+        resolve(["plan"])
     with pytest.raises(ConfigError, match="at least one method"):
-        run(FakeSpeculator(), PROMPTS, methods=[])
-    report = run(FakeSpeculator(drafter=None), PROMPTS[:1], methods=["plain"], config=CONFIG)
+        resolve([])
+    with pytest.raises(ConfigError, match="at least one method"):
+        run(FakeSpeculator(), PROMPTS, methods={})
+    report = run(FakeSpeculator(drafter=None), PROMPTS[:1], config=CONFIG)
     assert list(report["methods"]) == ["plain"]
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    def stop(done, of, report):
+        if done == 2:
+            raise Stopped
+
+    out, whole = tmp_path / "report.json", FakeSpeculator()
+    with pytest.raises(Stopped):
+        run(FakeSpeculator(), PROMPTS[:4], config=CONFIG, out=out, progress=stop)
+    journal = out.with_name("report.json.journal.jsonl")
+    journal.write_text(journal.read_text() + '{"id": "p2", "ro')  # cut short by a crash
+    rest, seen = FakeSpeculator(), []
+    report = run(
+        rest, PROMPTS[:4], config=CONFIG, out=out, resume=True,
+        progress=lambda done, of, report: seen.append(done),
+    )  # fmt: skip
+    assert seen == [3, 4]
+    assert rest.encoded == [["text 2"], ["text 2"], ["text 3"]]  # a warm-up, then what is left
+    assert report["methods"] == run(whole, PROMPTS[:4], config=CONFIG)["methods"]
+    again = run(FakeSpeculator(), PROMPTS[:4], config=CONFIG, out=out, resume=True)
+    assert again["rows"] == report["rows"]
+
+
+def test_another_run_is_not_gone_on_with(tmp_path):
+    out = tmp_path / "report.json"
+    run(FakeSpeculator(), PROMPTS[:2], config=CONFIG, out=out)
+    with pytest.raises(ConfigError, match="another seed .0, now 5."):
+        run(FakeSpeculator(), PROMPTS[:2], config=CONFIG, out=out, resume=True, seed=5)
+    with pytest.raises(ConfigError, match="another prompts"):
+        run(FakeSpeculator(), PROMPTS[:3], config=CONFIG, out=out, resume=True)
+    fresh = tmp_path / "new.json"
+    assert len(run(FakeSpeculator(), PROMPTS[:1], config=CONFIG, out=fresh, resume=True)["rows"])
 
 
 def test_first_difference():

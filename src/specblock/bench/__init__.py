@@ -2,5 +2,6 @@
 
 from specblock.bench.prompts import BenchPrompt, load_prompts
 from specblock.bench.runner import run
+from specblock.bench.suites import load_suite
 
-__all__ = ["BenchPrompt", "load_prompts", "run"]
+__all__ = ["BenchPrompt", "load_prompts", "load_suite", "run"]

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def describe_environment(speculator: Any = None) -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "load_average": [round(load, 2) for load in os.getloadavg()],  # what else was running
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "commit": _commit(),
     }
     target = getattr(speculator, "target", None)
     if target is not None:
@@ -50,6 +53,24 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that runs, ``+`` behind it where files differ; None outside."""
+    folder = Path(__file__).resolve().parents[3]
+    if not (folder / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(folder), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    return commit and commit + ("+" if git("status", "--porcelain", "-uno") else "")
 
 
 def _cpu_name() -> str:

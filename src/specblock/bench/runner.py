@@ -1,39 +1,42 @@
 """Running methods against each other, interleaved prompt by prompt.
 
 Speeds drift with the machine's temperature and its other work, so the methods answer every prompt
-one right after the other, in an order drawn anew for each; a warm-up is discarded. The report is
-written after every prompt: an interrupted run keeps what it has.
+one right after the other, in an order drawn anew for each; a warm-up is discarded. Results are
+saved after every prompt: an interrupted run keeps what it has, and can go on.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 import random
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from specblock.bench.contender import Answer, Method
 from specblock.bench.divergence import Divergence, classify, thresholds_for
 from specblock.bench.environment import describe_environment
+from specblock.bench.intervals import RESAMPLES
+from specblock.bench.journal import Journal, digest_of
+from specblock.bench.methods import PLAIN
 from specblock.bench.prompts import BenchPrompt, Message
-from specblock.bench.report import PLAIN, Row, summarise
+from specblock.bench.rows import Row
+from specblock.bench.summary import TAU, Summary
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError, ContextError
 from specblock.storage import write_atomically
+from specblock.tree.cost import CostTable
 
-__all__ = ["METHODS", "Method", "Progress", "run"]
+__all__ = ["Progress", "run"]
 
-# A method answers token ids under a config with a Generation.
-Method = Callable[[Sequence[int], GenerationConfig], Any]
 # Told the user's text before the methods answer it.
 Announce = Callable[[str], None]
-# Told after every prompt: how many are done, of how many, and the report so far.
+# Told after every prompt: how many are done, of how many, and the report so far, which has no
+# intervals before the end.
 Progress = Callable[[int, int, dict[str, Any]], None]
 
-METHODS = (PLAIN, "specblock")
 WARM_UP_TOKENS = 16
 
 
@@ -41,46 +44,90 @@ def run(
     speculator: Any,
     prompts: Sequence[BenchPrompt],
     *,
-    methods: Sequence[str] | Mapping[str, Method] = METHODS,
+    methods: Mapping[str, Callable] | None = None,
     config: GenerationConfig | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    resume: bool = False,
+    costs: Mapping[str, CostTable] | None = None,
+    about: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Any] | None = None,
     announce: Announce | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure methods on prompts and compare their outputs with plain decoding's.
 
     Args:
-        speculator: a loaded Speculator; ``plain`` is its own loop without the drafter.
+        speculator: encodes the prompts, and its target judges divergences.
         prompts: what to answer. Later turns of a conversation continue plain decoding's answers
             (the first method's, where plain is not measured), so that all methods see the same.
-        methods: names out of ``METHODS``, or names with callables.
+        methods: functions of token ids and a config by name, that return a generation or an
+            Answer; the speculator with and without its drafter, where they are left out.
         config: how to generate; greedy by default.
         seed: of the order of methods and of the bootstrap.
-        out: JSON file, replaced after every prompt.
-        announce: called before every turn.
-        progress: called after every prompt.
+        out: JSON file, replaced after every prompt. resume: go on with what its journal has.
+        costs: measured tables by method, ``""`` for all others: for the physical limit.
+        about: added to the report, and what a resumed run must have in common with the first.
+        kept: what a resumed run takes over from the first (see :class:`Journal`).
+        announce, progress: called before every turn, and after every prompt.
 
-    Returns:
-        The report: ``methods``, ``divergences``, ``environment``, ``settings``,
-        ``near_tie_thresholds``, ``skipped`` and ``rows``.
+    Returns the report; docs/benchmarks.md lists its fields.
 
-    Raises:
-        ConfigError: an unknown method, or one that needs a drafter where there is none.
-        SpecBlockError: the report cannot be written.
+    Raises ConfigError for no method, or for ``resume`` of another run.
     """
     config = config or GenerationConfig()
-    bench = _Bench(speculator, _resolve(speculator, methods), config, seed, announce)
-    if prompts:
-        bench.warm_up(prompts[0])
-    for index, prompt in enumerate(prompts):
-        bench.measure(index, prompt)
-        report = bench.report()
-        if out is not None:
-            write_atomically(out, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    methods = of_speculator(speculator) if methods is None else dict(methods)
+    if not methods:
+        raise ConfigError("Name at least one method to measure.")
+    bench = _Bench(speculator, methods, config, seed, announce)
+    bench.costs, bench.about = dict(costs or {}), dict(about or {})
+    journal = None
+    if out is not None:
+        journal = Journal(out, bench.identity(prompts), kept)
+        bench.take_over(journal.resume() if resume else journal.start())
+    _measure_rest(bench, prompts, journal, out, progress)
+    report = bench.report()
+    if out is not None:
+        write_report(out, report)
+    return report
+
+
+def _measure_rest(
+    bench: _Bench,
+    prompts: Sequence[BenchPrompt],
+    journal: Journal | None,
+    out: str | Path | None,
+    progress: Progress | None,
+) -> None:
+    """The prompts that are not done yet, saved one by one."""
+    start = bench.prompts_done
+    if start < len(prompts):
+        bench.warm_up(prompts[start])
+    for index in range(start, len(prompts)):
+        entry = bench.measure(index, prompts[index])
+        report = bench.report(resamples=0)
+        if journal is not None:
+            journal.add(entry)
+            write_report(out, report)
         if progress is not None:
             progress(index + 1, len(prompts), report)
-    return bench.report()
+
+
+def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Replace a report on the disk; every row takes one line."""
+    figures = {name: value for name, value in report.items() if name != "rows"}
+    head = json.dumps(figures, indent=1, allow_nan=False).removesuffix("\n}")
+    rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in report["rows"])
+    write_atomically(path, f'{head},\n "rows": [\n  {rows}\n ]\n}}\n')
+
+
+def of_speculator(speculator: Any) -> dict[str, Callable]:
+    """A speculator without its drafter, and with it where it has one."""
+
+    def method(use_drafter: bool) -> Callable:
+        return lambda ids, config: speculator.generate(list(ids), config, use_drafter=use_drafter)
+
+    return {PLAIN: method(False), **({"specblock": method(True)} if speculator.drafter else {})}
 
 
 class _Bench:
@@ -89,20 +136,41 @@ class _Bench:
     def __init__(
         self,
         speculator: Any,
-        methods: dict[str, Method],
+        methods: Mapping[str, Callable],
         config: GenerationConfig,
         seed: int,
         announce: Announce | None,
     ):
-        self.speculator = speculator
-        self.methods = methods
-        self.config = config
-        self.seed = seed
+        self.speculator, self.config, self.seed = speculator, config, seed
+        self.methods: dict[str, Method] = {name: _answering(m) for name, m in methods.items()}
         self.announce = announce or (lambda text: None)
         self.rows: list[Row] = []
-        self.divergences: list[Divergence] = []
+        self.divergences: list[dict[str, Any]] = []
         self.skipped: list[dict[str, str]] = []
+        self.prompts_done = 0
         self.environment = describe_environment(speculator)
+        self.costs: dict[str, CostTable] = {}
+        self.about: dict[str, Any] = {}
+
+    def identity(self, prompts: Sequence[BenchPrompt]) -> dict[str, Any]:
+        """What two runs must have in common for one to go on with the other's results."""
+        machine = ("model", "dtype", "device", "threads", "cpu", "gpu")
+        return {
+            "methods": list(self.methods),
+            "generation": self.config.to_dict(),
+            "seed": self.seed,
+            "prompts": digest_of(prompts),
+            **{name: self.environment.get(name) for name in machine},
+            **self.about,
+        }
+
+    def take_over(self, entries: Sequence[Mapping[str, Any]] | None) -> None:
+        """Results of an earlier run, in the order of its prompts."""
+        for entry in entries or ():
+            self.rows += [Row.from_dict(row) for row in entry["rows"]]
+            self.divergences += entry["divergences"]
+            self.skipped += entry["skipped"]
+            self.prompts_done += 1
 
     def warm_up(self, prompt: BenchPrompt) -> None:
         short = self.config.replace(max_new_tokens=min(WARM_UP_TOKENS, self.config.max_new_tokens))
@@ -112,8 +180,9 @@ class _Bench:
             for method in self.methods.values():
                 method(ids, short)
 
-    def measure(self, index: int, prompt: BenchPrompt) -> None:
-        """Let every method answer every turn of one prompt."""
+    def measure(self, index: int, prompt: BenchPrompt) -> dict[str, Any]:
+        """Let every method answer every turn of one prompt; what is new, as JSON values."""
+        before = len(self.rows), len(self.divergences), len(self.skipped)
         order = list(self.methods)
         random.Random(f"{self.seed}:{index}").shuffle(order)
         history: list[Message] = list(prompt.lead)
@@ -124,13 +193,21 @@ class _Bench:
                 answers = {name: self.methods[name](ids, self.config) for name in order}
             except ContextError as error:
                 self.skipped.append({"id": prompt.id, "turn": str(turn), "reason": str(error)})
-                return
+                break
             self._record(prompt, turn, ids, order, answers)
             reference = answers.get(PLAIN, answers[next(iter(self.methods))])
             history += [
                 {"role": "user", "content": text},
-                {"role": "assistant", "content": reference.text},
+                {"role": "assistant", "content": reference.generation.text},
             ]
+        self.prompts_done += 1
+        rows, divergences, skipped = before
+        return {
+            "id": prompt.id,
+            "rows": [row.to_dict() for row in self.rows[rows:]],
+            "divergences": self.divergences[divergences:],
+            "skipped": self.skipped[skipped:],
+        }
 
     def _encode(self, history: list[Message], text: str) -> list[int]:
         return self.speculator.encode([*history, {"role": "user", "content": text}])
@@ -141,80 +218,49 @@ class _Bench:
         turn: int,
         ids: list[int],
         order: list[str],
-        answers: dict[str, Any],
+        answers: Mapping[str, Answer],
     ) -> None:
         plain = answers.get(PLAIN)
         name = prompt.id if turn == 0 else f"{prompt.id}#{turn + 1}"
         for method in self.methods:
-            answer = answers[method]
-            found = None
+            found: Divergence | None = None
             if plain is not None and method != PLAIN:
-                found = classify(
-                    self.speculator, ids, plain, answer, self.config, id=name, method=method
-                )
+                pair = plain.generation, answers[method].generation
+                found = classify(self.speculator, ids, *pair, self.config, id=name, method=method)
             if found is not None:
-                self.divergences.append(found)
+                self.divergences.append(found.to_dict())
             same = None if plain is None else found is None
-            self.rows.append(_row(prompt, turn, method, order.index(method), answer, same))
+            self.rows.append(
+                Row.of(prompt, turn, method, order.index(method), answers[method], same)
+            )
 
-    def report(self) -> dict[str, Any]:
+    def report(self, resamples: int = RESAMPLES) -> dict[str, Any]:
         """Everything measured so far, as JSON values."""
         thresholds = thresholds_for(self.environment.get("dtype", "float32"))
+        summary = Summary(self.rows, self.costs, self.seed, resamples)
         return {
-            "methods": summarise(self.rows, list(self.methods), self.seed),
-            "divergences": [item.to_dict() for item in self.divergences],
-            "environment": self.environment,
-            "settings": {"generation": self.config.to_dict(), "seed": self.seed},
+            "methods": summary.methods(list(self.methods)),
+            "divergences": self.divergences,
+            "environment": {**self.environment, "process_peak_bytes": _process_peak_bytes()},
+            "settings": {"generation": self.config.to_dict(), "seed": self.seed, **self.about},
+            "accepted_length_is": TAU,
             "near_tie_thresholds": vars(thresholds),
+            "costs": {name: table.to_dict() for name, table in self.costs.items()},
             "skipped": self.skipped,
             "rows": [row.to_dict() for row in self.rows],
         }
 
 
-def _resolve(speculator: Any, methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
-    """Callables by name, in the order given."""
-    if isinstance(methods, Mapping):
-        return dict(methods)
-    chosen: dict[str, Method] = {}
-    for name in methods:
-        if name not in METHODS:
-            near = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METHODS)}."
-            raise ConfigError(f"There is no method '{name}'; {hint}")
-        if name != PLAIN and speculator.drafter is None:
-            raise ConfigError(f"The method '{name}' needs a drafter: load one, or leave it out.")
-        chosen[name] = _method(speculator, use_drafter=name != PLAIN)
-    if not chosen:
-        raise ConfigError(f"Name at least one method out of {', '.join(METHODS)}.")
-    return chosen
+def _process_peak_bytes() -> int:
+    """The most memory that this process has had resident, everything loaded included."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _method(speculator: Any, *, use_drafter: bool) -> Method:
-    def answer(ids: Sequence[int], config: GenerationConfig) -> Any:
-        return speculator.generate(list(ids), config, use_drafter=use_drafter)
+def _answering(method: Callable) -> Method:
+    """The method, its generation wrapped where it is bare."""
+
+    def answer(ids: Sequence[int], config: GenerationConfig) -> Answer:
+        given = method(ids, config)
+        return given if isinstance(given, Answer) else Answer(given)
 
     return answer
-
-
-def _row(
-    prompt: BenchPrompt, turn: int, method: str, order: int, answer: Any, identical: bool | None
-) -> Row:
-    stats = answer.stats
-    accepted = stats.accepted_length
-    return Row(
-        id=prompt.id,
-        turn=turn,
-        task=prompt.task,
-        method=method,
-        order=order,
-        prompt_tokens=answer.prompt_tokens,
-        new_tokens=stats.new_tokens,
-        finish_reason=answer.finish_reason,
-        rounds=stats.rounds,
-        accepted_length=accepted if accepted is not None and math.isfinite(accepted) else None,
-        seconds=stats.seconds,
-        prefill_seconds=stats.prefill_seconds,
-        draft_seconds=stats.draft_seconds,
-        verify_seconds=stats.verify_seconds,
-        identical=identical,
-    )

@@ -23,26 +23,37 @@ def figure(value: float | None, digits: int = 1) -> str:
 
 
 def speedup(value: dict[str, float | None]) -> str:
-    """Median and interval of a speed-up."""
+    """Median and interval of a speed-up, as far as they are there."""
     if value["median"] is None:
         return "–"
+    if value["low"] is None:
+        return f"{value['median']:.2f}"
     return f"{value['median']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
 
 
+CELLS = {
+    "tokens/s": lambda row: figure(row["tokens_per_second"]),
+    "tokens/s without prefill": lambda row: figure(row["decode_tokens_per_second"]),
+    "accepted length τ": lambda row: figure(row["accepted_length"], 2),
+    "speed-up (95 % interval)": lambda row: speedup(row["end_to_end_speedup"]),
+    "speed-up without prefill": lambda row: speedup(row["speedup"]),
+    "identical answers": lambda row: f"{figure(row['identical_answers'], 0)} of {row['answers']}",
+}
+_SIDE_BY_SIDE = 3  # more methods than these stand below each other
+
+
 def methods_table(methods: dict[str, dict[str, Any]]) -> Table:
-    """One column a method, from the ``methods`` part of a bench report."""
+    """A few methods as columns, more of them as rows: the ``methods`` part of a bench report."""
     table = Table(box=box.SIMPLE)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
+    if len(methods) > _SIDE_BY_SIDE:
+        for title in CELLS:
+            table.add_column(title, justify="right")
+        for name, row in methods.items():
+            table.add_row(name, *(cell(row) for cell in CELLS.values()))
+        return table
     for name in methods:
         table.add_column(name, justify="right", no_wrap=True)
-    rows = {
-        "tokens/s": lambda row: figure(row["tokens_per_second"]),
-        "tokens/s without prefill": lambda row: figure(row["decode_tokens_per_second"]),
-        "accepted length τ": lambda row: figure(row["accepted_length"], 2),
-        "speed-up (95 % interval)": lambda row: speedup(row["end_to_end_speedup"]),
-        "speed-up without prefill": lambda row: speedup(row["speedup"]),
-        "identical answers": lambda row: f"{row['identical_answers']} of {row['answers']}",
-    }
-    for title, cell in rows.items():
+    for title, cell in CELLS.items():
         table.add_row(title, *(cell(row) for row in methods.values()))
     return table

@@ -1,0 +1,78 @@
+"""The methods that can be compared, by name: what drafts, with which settings and budget."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from specblock.errors import ConfigError
+
+__all__ = ["COMPILED", "LOOKUP", "METHODS", "NODES", "PLAIN", "MethodSpec", "resolve"]
+
+PLAIN, COMPILED, LOOKUP = "plain", "plain-compiled", "lookup"
+NODES = 60  # of a fixed budget, as EAGLE-3 and SpecBlock are published
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One method.
+
+    Attributes:
+        kind: ``drafter_type`` of the weights it needs; None where it needs none.
+        measured: its budget comes from the measured cost table, else it is ``NODES`` every round.
+        settings: of its drafter, see :data:`specblock.drafters.registry.KINDS`.
+        summary: what it is, for readers of a report.
+    """
+
+    kind: str | None
+    measured: bool
+    summary: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+_EAGLE3 = {"depth": 7, "top_k": 10, "max_nodes": NODES}
+METHODS = {
+    PLAIN: MethodSpec(None, False, "one token a step"),
+    COMPILED: MethodSpec(None, False, "one token a step, the step compiled by PyTorch"),
+    LOOKUP: MethodSpec(None, True, "copies what followed the longest match in the text so far"),
+    "parallel": MethodSpec("parallel", True, "independent heads for the next positions"),
+    "eagle3": MethodSpec(
+        "eagle3", False, f"EAGLE-3: depth 7, top-k 10, {NODES} nodes every round", _EAGLE3
+    ),
+    "eagle3-chain": MethodSpec(
+        "eagle3", False, "EAGLE-3 drafting one chain of 8 tokens", {"depth": 7, "top_k": 1}
+    ),
+    "eagle3-cost": MethodSpec(
+        "eagle3",
+        True,
+        "EAGLE-3 with levels and nodes from the measured costs",
+        {"depth": 7, "top_k": 10},
+    ),
+    "specblock-paper": MethodSpec(
+        "specblock",
+        False,
+        f"SpecBlock with its rank policy, {NODES} nodes every round",
+        {"max_nodes": NODES},
+    ),
+    "specblock": MethodSpec(
+        "specblock", True, "SpecBlock with blocks and nodes from the measured costs"
+    ),
+}
+
+
+def resolve(names: Sequence[str]) -> dict[str, MethodSpec]:
+    """The methods by name, in the order given.
+
+    Raises:
+        ConfigError: there is no such method (the nearest name is suggested), or none is named.
+    """
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METHODS)}."
+            raise ConfigError(f"There is no method '{name}'; {hint}")
+    if not names:
+        raise ConfigError(f"Name at least one method out of {', '.join(METHODS)}.")
+    return {name: METHODS[name] for name in names}

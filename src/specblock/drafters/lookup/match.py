@@ -1,0 +1,101 @@
+"""Where the end of a text occurred before, and what followed: pure functions of token ids.
+
+The idea is prompt lookup decoding's (A. Saxena, 2023); the longest match is taken, as a suffix
+automaton would find it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# What a match of this many tokens or more is called: the classes of a survival model, best first.
+CLASS_LENGTHS = (8, 4, 2)
+
+
+def longest_match(tokens: np.ndarray, longest: int) -> tuple[int, np.ndarray]:
+    """The longest suffix of ``tokens`` (int64 [n]) that also ends before the text's own end.
+
+    Args:
+        longest: no more tokens than this are compared.
+
+    Returns:
+        Its length, 0 where even the last token is new, and the ends of its earlier occurrences,
+        int64 [m], newest first: ``tokens[e - length : e]`` is the suffix, and ``tokens[e]`` is
+        what followed it. Occurrences may overlap the suffix.
+    """
+    count = len(tokens)
+    if count < 2 or longest < 1:
+        return 0, np.zeros(0, dtype=np.int64)
+    ends = np.flatnonzero(tokens[:-1] == tokens[-1]) + 1
+    length = min(1, len(ends))
+    while length and length < min(longest, count - 1):
+        further = ends[ends > length]
+        further = further[tokens[further - length - 1] == tokens[count - length - 1]]
+        if not len(further):
+            break
+        ends, length = further, length + 1
+    return length, ends[::-1]
+
+
+def continuation(tokens: np.ndarray, end: int, count: int) -> list[int]:
+    """The ``count`` tokens after an occurrence that ends at ``end`` (at most the text's length).
+
+    Where the text itself ends they go on with what they have copied, as a repetition does.
+    """
+    copied = tokens[end : end + count].tolist()
+    while len(copied) < count:
+        copied.append(copied[len(copied) - (len(tokens) - end)])
+    return copied
+
+
+@dataclass
+class Branch:
+    """A node of the merged continuations: ``count`` of them pass through it."""
+
+    token: int
+    parent: int
+    depth: int
+    score: float
+    log_prob: float
+    rank_class: int
+    count: int = 0
+    children: dict[int, int] = field(default_factory=dict)
+
+
+def merge(continuations: list[list[int]], length: int) -> list[Branch]:
+    """The continuations of a match of ``length`` tokens as one tree, parents before children.
+
+    Node 0 is the root, without a token. A match of m tokens is trusted with m / (m + 1), shared
+    among what followed it by how often it did; one token further the match is one longer.
+    """
+    nodes = [Branch(-1, -1, 0, 0.0, 0.0, 0)]
+    for tokens in continuations:
+        at = 0
+        nodes[0].count += 1
+        for token in tokens:
+            child = nodes[at].children.get(token)
+            if child is None:
+                child = nodes[at].children[token] = len(nodes)
+                nodes.append(Branch(token, at, nodes[at].depth + 1, 0.0, 0.0, 0))
+            nodes[child].count += 1
+            at = child
+    for node in nodes[1:]:
+        parent, matched = nodes[node.parent], length + node.depth - 1
+        node.log_prob = math.log(matched / (matched + 1) * node.count / parent.count)
+        node.score = parent.score + node.log_prob
+        node.rank_class = sum(matched < least for least in CLASS_LENGTHS)
+    return nodes
+
+
+def best(nodes: list[Branch], limit: int) -> list[Branch]:
+    """The root and the ``limit`` best other nodes by score, parents first and renumbered."""
+    order = sorted(range(1, len(nodes)), key=lambda index: (-nodes[index].score, index))[:limit]
+    kept = [0, *sorted(order)]
+    places = {index: place for place, index in enumerate(kept)}
+    return [
+        Branch(n.token, places.get(n.parent, -1), n.depth, n.score, n.log_prob, n.rank_class)
+        for n in (nodes[index] for index in kept)
+    ]
