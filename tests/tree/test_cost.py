@@ -54,18 +54,18 @@ def test_seconds_never_fall_and_pass_through_what_was_measured(seed):
         seconds = [of(count) for count in range(1, 90)]
         assert all(a <= b + 1e-12 for a, b in pairwise(seconds))
         for count in table:
-            highest = max(value for other, value in table.items() if other <= count)
-            assert of(count) == pytest.approx(highest)
+            least = min(value for other, value in table.items() if other >= count)
+            assert of(count) == pytest.approx(least)
         assert of(0) == 0
 
 
 def test_lines_between_and_beyond():
     costs = CostTable({1: 1.0, 3: 2.0, 5: 1.5, 9: 4.0})
     got = [costs.target_seconds(rows) for rows in (1, 2, 3, 4, 5, 7, 9, 11)]
-    assert got == [1.0, 1.5, 2.0, 2.0, 2.0, 3.0, 4.0, 5.0]
+    assert got == [1.0, 1.25, 1.5, 1.5, 1.5, 2.75, 4.0, 5.25]
     assert CostTable({4: 2.0}).target_seconds(1) == CostTable({4: 2.0}).target_seconds(9) == 2.0
     assert (costs.draft_first_seconds(3), costs.draft_next_seconds(3)) == (0.0, 0.0)
-    assert CPU.round_seconds(4, (8, 1), 15) == 18 + 16 + 10 + 67 + 4
+    assert CPU.round_seconds(4, (8, 1), 15) == 18 + 16 + 10 + 66 + 4
     assert CPU.plain_rate == 1 / 40
 
 

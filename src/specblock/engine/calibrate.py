@@ -31,7 +31,7 @@ TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 DRAFT_PAIRS = (1, 2, 4, 8)
 DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
 _CONTEXT = 256  # positions in the caches while measuring
-_TURNS = 9
+_TURNS = 12
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,12 @@ def measure_costs(
     features = target.prefill(prompt).features
     on_step("the target over 1 to 96 nodes")
     trees = {rows: _chain(rows, target) for rows in TARGET_ROWS}
-    verify = _medians({rows: _call(target.verify, tree) for rows, tree in trees.items()}, target)
+    verify = _seconds({rows: _call(target.verify, tree) for rows, tree in trees.items()}, target)
     if drafter is None:
         return CostTable(verify)
     on_step("the drafter's blocks")
     first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
-    draft_first, draft_next = _medians(first, target), _medians(later, target)
+    draft_first, draft_next = _seconds(first, target), _seconds(later, target)
     on_step("whole rounds")
     table = CostTable(verify, draft_first, draft_next)
     return CostTable(verify, draft_first, draft_next, _overhead(target, drafter, prompt, table))
@@ -178,8 +178,13 @@ def _chain(rows: int, target: Target) -> DraftTree:
     return DraftTree(index, index - 1, index, zero, zero, torch.zeros_like(index))
 
 
-def _medians(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
-    """Median seconds per call.
+def _typical(seconds: list[float]) -> float:
+    """The first quartile: noise only adds, and the least of a few is luck."""
+    return sorted(seconds)[len(seconds) // 4]
+
+
+def _seconds(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
+    """Typical seconds per call.
 
     The sizes take turns, so that a machine whose speed drifts slows them all alike: only ratios
     matter. A turn is two calls, the first not counted: sizes may take different copies of the
@@ -194,7 +199,7 @@ def _medians(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, 
             call()
             _synchronise(target)
             seconds[size].append(time.perf_counter() - started)
-    return {size: sorted(times)[len(times) // 2] for size, times in seconds.items()}
+    return {size: _typical(times) for size, times in seconds.items()}
 
 
 def _synchronise(target: Target) -> None:
@@ -225,7 +230,7 @@ def _overhead(target: Target, drafter: Drafter, prompt: torch.Tensor, costs: Cos
     Compared are ratios to a plain round, in real rounds of both kinds in turn and in the table, so
     that a machine whose speed has changed since the table was measured does not matter.
     """
-    nodes, leaves, group, groups = 8, 2, 6, 8
+    nodes, leaves, group, groups = 8, 2, 6, 12
     budget, stats = _Alternating(nodes, leaves, group), GenerationStats()
     seconds: dict[bool, list[float]] = {True: [], False: []}
     before = before_speculative = 0
@@ -238,6 +243,6 @@ def _overhead(target: Target, drafter: Drafter, prompt: torch.Tensor, costs: Cos
             break
     if not (seconds[True] and seconds[False]):
         return 0.0  # the context was full before both kinds had been seen
-    real, plain = (sorted(times)[len(times) // 2] for times in (seconds[True], seconds[False]))
+    real, plain = _typical(seconds[True]), _typical(seconds[False])
     own = costs.target_seconds(1)
     return max(0.0, real / plain * own - costs.round_seconds(1, (leaves,), nodes))

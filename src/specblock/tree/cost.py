@@ -37,8 +37,9 @@ class _Curve:
         if any(count < 1 or not 0 <= seconds < math.inf for count, seconds in points):
             raise ValueError(f"{name} must map counts of 1 or more to seconds of 0 or more.")
         self.counts = [count for count, _ in points]
-        # Noise must not make more rows cheaper than fewer.
-        self.seconds = list(accumulate((seconds for _, seconds in points), max))
+        # More rows never cost less than fewer. Noise only adds, so the lower figure is right.
+        falling = accumulate((seconds for _, seconds in reversed(points)), min)
+        self.seconds = list(falling)[::-1]
         self._first = torch.zeros(0, dtype=torch.float64)
 
     def at(self, count: int) -> float:
