@@ -1,12 +1,19 @@
 """Tree growth against the loops of ``reference`` on random blocks, and by hand at the edges."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tree.growth_cases import (
+    ROOT_TOKEN,
+    Case,
+    assert_same_nodes,
+    block_of,
+    cases,
+    grow_both,
+)
 from torch import Tensor
 
 from specblock.tree import growth
@@ -14,7 +21,6 @@ from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
     BlockCandidates,
     GrowthPolicy,
-    NodePool,
     branching_factors,
     deduplicate,
     extend,
@@ -23,124 +29,6 @@ from specblock.tree.growth import (
     starters,
 )
 from tree import reference
-
-ROOT_TOKEN = 3
-
-
-@dataclass
-class Case:
-    """One random round: its settings and the generator of its blocks."""
-
-    policy: GrowthPolicy
-    slots: int
-    width: int
-    vocabulary: int
-    limit: int
-    calls: int
-    kind: str
-    seed: int
-
-    def generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed)
-
-    def block(self, generator: torch.Generator, rows: int) -> BlockCandidates:
-        return reference.random_block(
-            generator, rows, self.slots, self.width, self.vocabulary, self.kind
-        )
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    width = draw(st.integers(1, 5))
-    factor = st.integers(1, 5)
-    policy = GrowthPolicy(
-        branching=(draw(factor), draw(factor), draw(factor), draw(st.integers(0, 4))),
-        width=draw(st.integers(1, 6)),
-        adaptive_first=draw(st.sampled_from([(), ((0.9, 1), (0.5, 3))])),
-        adaptive_rest=draw(st.sampled_from([(), ((0.95, 1), (0.5, 2))])),
-        rank_branching=draw(st.booleans()),
-    )
-    return Case(
-        policy=policy,
-        slots=draw(st.integers(1, 4)),
-        width=width,
-        vocabulary=width + draw(st.integers(0, 3)),
-        limit=draw(st.integers(0, 6)),
-        calls=draw(st.integers(1, 3)),
-        kind=draw(st.sampled_from(["smooth", "ties", "holes"])),
-        seed=draw(st.integers(0, 2**32)),
-    )
-
-
-def grow_both(case: Case) -> tuple[NodePool, reference.Node]:
-    """The same blocks through the tensor code and the loops, merged before a third call."""
-    generator = case.generator()
-    block = case.block(generator, 1)
-    factors = branching_factors(block, case.policy, first_block=True)
-    pool = first_pool(block, case.policy)
-    top = reference.root(ROOT_TOKEN)
-    kept = case.policy.max_factor(first_block=True)
-    newest = reference.grow_block(top, block, 0, factors[0].tolist(), kept, 0, 0)
-    number, first_number = 1, 0
-    for call in range(1, case.calls):
-        if call == 2:
-            pool = deduplicate(pool)
-            reference.deduplicate(top)
-            alive = set(reference.walk(top))
-            newest = [node for node in newest if node in alive]
-        leaves, valid = starters(pool, factors, case.limit)
-        rows = factors.tolist()
-        by_index = {node.index: node for node in newest}
-        check_starters(leaves, valid, newest, rows, first_number, case.limit)
-        block = case.block(generator, len(leaves))
-        factors = branching_factors(block, case.policy, first_block=False)
-        offset, first_number = len(pool), number
-        pool = extend(pool, leaves, valid, block, case.policy)
-        kept = case.policy.max_factor(first_block=False)
-        newest = []
-        for row, (leaf, ok) in enumerate(zip(leaves.tolist(), valid.tolist(), strict=True)):
-            if ok:
-                newest += reference.grow_block(
-                    by_index[leaf], block, row, factors[row].tolist(), kept, offset, number
-                )
-            number += 1
-    return pool, top
-
-
-def check_starters(
-    leaves: Tensor,
-    valid: Tensor,
-    newest: list[reference.Node],
-    rows: list[list[int]],
-    first_number: int,
-    limit: int,
-) -> None:
-    able = [n for n in newest if reference.may_start(n, rows[n.block - first_number])]
-    chosen = leaves[: int(valid.sum())].tolist()
-    assert valid.tolist() == sorted(valid.tolist(), reverse=True)
-    assert len(chosen) == len(set(chosen)) == min(limit, len(able))
-    scores = {node.index: float(node.score) for node in able}
-    best = sorted(scores.values(), reverse=True)[: len(chosen)]
-    assert [scores[index] for index in chosen] == best
-
-
-def assert_same_nodes(pool: NodePool, top: reference.Node) -> None:
-    """Every valid node of the pool is the reference's in all fields, and there is no other."""
-    nodes = {node.index: node for node in reference.walk(top)}
-    assert set(pool.valid.nonzero().flatten().tolist()) == set(nodes)
-    slots, blocks, greedy = pool.slots, pool.blocks, pool.greedy
-    for index, node in nodes.items():
-        assert node.parent is not None
-        assert int(pool.parents[index]) == node.parent.index
-        assert int(pool.tokens[index]) == node.token
-        assert int(pool.depths[index]) == node.depth
-        assert float(pool.scores[index]) == float(node.score)
-        assert float(pool.log_probs[index]) == float(node.log_prob)
-        assert int(pool.rank_classes[index]) == node.rank_class
-        assert int(slots[index]) == node.slot
-        assert int(blocks[index]) == node.block
-        assert bool(greedy[index]) == node.greedy
-    assert (pool.scores[~pool.valid] == -torch.inf).all()
 
 
 @given(cases())
@@ -202,84 +90,6 @@ def test_prune_without_merging_is_still_closed(case: Case) -> None:
         parent = int(tree.parents[node])
         assert 0 <= parent < node
         assert int(tree.depths[node]) == int(tree.depths[parent]) + 1
-
-
-def block_of(probabilities: list[float], classes: list[int], width: int = 10) -> BlockCandidates:
-    """One block whose slots have these best probabilities; the rest is shared evenly."""
-    rows = [[p] + [(1 - p) / width] * (width - 1) for p in probabilities]
-    tokens = torch.arange(len(rows) * width).view(1, len(rows), width)
-    log_probs = torch.tensor(rows).log().unsqueeze(0)
-    return BlockCandidates(tokens, log_probs, torch.tensor([classes]))
-
-
-@given(cases(), st.booleans())
-@settings(max_examples=150, deadline=None)
-def test_branching_factors_equal_the_loops(case: Case, first_block: bool) -> None:
-    block = case.block(case.generator(), 1 if first_block else 5)
-    factors = branching_factors(block, case.policy, first_block=first_block)
-    expected = reference.factors(block, case.policy, first_block)
-    known = ~block.log_probs[:, :, 0].isnan()  # a slot without a best token has no factor
-    assert factors.dtype == torch.int64
-    assert torch.equal(factors[known], torch.tensor(expected)[known])
-
-
-def test_branching_factors_of_the_defaults() -> None:
-    policy = GrowthPolicy()
-    for probability, expected in [(0.5, 10), (0.6, 8), (0.79, 8), (0.8, 5), (0.9, 3), (1.0, 3)]:
-        # Log-probabilities whose exponential is not quite the threshold do not reach it.
-        block = block_of([probability + 1e-6 if probability < 1 else 1.0], [2])
-        assert branching_factors(block, policy, first_block=True).tolist() == [[expected]]
-    below = block_of([0.6 - 1e-6, 0.85 - 1e-6, 0.95 - 1e-6], [0, 2, 2])
-    assert branching_factors(below, policy, first_block=True).tolist() == [[10, 6, 3]]
-    classes = block_of([0.5] * 4, [0, 1, 2, 3])
-    assert branching_factors(classes, policy, first_block=False).tolist() == [[2, 4, 6, 4]]
-    confident = block_of([0.951] * 4, [0, 1, 2, 3])
-    assert branching_factors(confident, policy, first_block=False).tolist() == [[2] * 4]
-    likely = block_of([0.851] * 4, [0, 1, 2, 3])
-    assert branching_factors(likely, policy, first_block=False).tolist() == [[2, 3, 3, 3]]
-    narrow = block_of([0.5] * 4, [0, 1, 2, 3], width=3)
-    assert branching_factors(narrow, policy, first_block=True).tolist() == [[3, 3, 3, 3]]
-
-
-def test_thresholds_are_reached_at_equality() -> None:
-    # Powers of two are exact in float32, so is the exponential of 0.
-    policy = GrowthPolicy(adaptive_first=((1.0, 1),), adaptive_rest=((1.0, 2),))
-    block = block_of([1.0, 1.0], [2, 2])
-    assert branching_factors(block, policy, first_block=True).tolist() == [[1, 2]]
-    assert branching_factors(block, policy, first_block=False).tolist() == [[2, 2]]
-
-
-def test_rank_head_switched_off() -> None:
-    policy = GrowthPolicy(branching=(2, 4, 6, 0), rank_branching=False)
-    block = block_of([0.5, 0.5, 0.96, 0.5], [3, 0, 0, 3])
-    assert branching_factors(block, policy, first_block=True).tolist() == [[10, 4, 2, 4]]
-
-
-@pytest.mark.parametrize(
-    ("classes", "first", "later"),
-    [
-        ([0, 3, 0, 1], [10, 0, 0, 0], [2, 0, 0, 0]),  # the first miss is hopeless
-        ([0, 1, 3, 1], [10, 4, 1, 4], [2, 4, 1, 4]),  # a later one only does not branch
-        ([3, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]),  # overrides the rule of slot 0
-        ([1, 1, 1, 3], [10, 4, 4, 1], [4, 4, 4, 1]),
-        ([0, 0, 0, 3], [10, 2, 2, 0], [2, 2, 2, 0]),
-    ],
-)
-def test_giving_up(classes: list[int], first: list[int], later: list[int]) -> None:
-    policy = GrowthPolicy(branching=(2, 4, 6, 0))
-    block = block_of([0.5] * 4, classes)
-    assert branching_factors(block, policy, first_block=True).tolist() == [first]
-    assert branching_factors(block, policy, first_block=False).tolist() == [later]
-    pool = first_pool(block, policy)
-    per_slot = [int((pool.valid & (pool.slots == slot)).sum()) for slot in range(4)]
-    assert per_slot == [max(1, factor) for factor in first]
-    leaves, valid = starters(pool, torch.tensor([first]), 40)
-    found = sorted(pool.slots[leaves[valid]].tolist())
-    hitch_hiker = [3] if first[3] == 1 else []
-    assert found == sorted(
-        [slot for slot in range(4) for _ in range(first[slot] if first[slot] > 1 else 0)]
-        + hitch_hiker
-    )
 
 
 def test_last_greedy_node_hitch_hikes() -> None:
@@ -367,22 +177,6 @@ def test_bad_arguments_are_named() -> None:
         BlockCandidates(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="shaped like tokens"):
         BlockCandidates(two.tokens, two.log_probs[:, :, :3], two.rank_classes)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"branching": (2, 4, 6)}, "four rank classes"),
-        ({"branching": (2, 0, 6, 4)}, "at least 1"),
-        ({"branching": (2, 4, 6, -1)}, "at least 1"),
-        ({"width": 0}, "width"),
-        ({"adaptive_first": ((0.6, 8), (0.9, 3))}, "fall"),
-        ({"adaptive_rest": ((0.6, 0),)}, "caps"),
-    ],
-)
-def test_bad_policies_are_refused(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GrowthPolicy(**arguments)
 
 
 def many_blocks(device: str) -> list[BlockCandidates]:
