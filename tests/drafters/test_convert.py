@@ -11,7 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.drafters.published_layout import (
+    DRAFT,
+    HIDDEN,
     PUBLISHED,
+    SLOTS,
+    VOCAB,
     Reference,
     close,
     published_mapping,
@@ -23,8 +27,6 @@ from specblock.drafters.specblock.config import SpecBlockConfig
 from specblock.drafters.specblock.convert import convert_published, target_layer_count
 from specblock.errors import CheckpointError, SpecBlockError
 from specblock.training.forward import run_block, run_trunk
-
-SLOTS, HIDDEN, VOCAB, DRAFT = 4, 32, 60, 28
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.drafters.published_eagle3 import (
+    DIM,
+    HIDDEN,
     LLAMA3,
     PUBLISHED,
+    VOCAB,
     Reference,
     embeddings,
     write_published,
@@ -22,8 +25,6 @@ from specblock.drafters.eagle3.drafter import Eagle3Drafter
 from specblock.drafters.layers import Rotary
 from specblock.drafters.registry import load_model, read_config
 from specblock.errors import CheckpointError
-
-HIDDEN, VOCAB, DRAFT, DIM, HEADS, KV = 24, 60, 28, 8, 4, 2
 
 
 def convert(tmp_path, **options):

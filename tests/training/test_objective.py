@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 from tests.tiny import seeded
-from tests.training.scripted import Scripted, random_batch, random_tables, reference_loss
+from tests.training.scripted import (
+    SLOTS,
+    VOCAB,
+    Scripted,
+    random_batch,
+    random_tables,
+    reference_loss,
+)
 
 from specblock.drafters.specblock.config import SpecBlockConfig
 from specblock.drafters.specblock.model import SpecBlockModel
@@ -15,8 +22,6 @@ from specblock.training.losses import Targets, rank_loss, rank_terms
 from specblock.training.noise import keyed_noise, mixed_seed
 from specblock.training.objective import ObjectiveConfig, total_loss
 from specblock.training.reduction import Means
-
-SLOTS, VOCAB = 3, 5
 
 
 @pytest.mark.parametrize("seed", range(6))

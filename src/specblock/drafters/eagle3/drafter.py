@@ -20,6 +20,7 @@ from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.eagle3.model import Eagle3Model
 from specblock.drafters.layers import additive, attend_cached
 from specblock.drafters.levels import LevelTree
+from specblock.drafters.pairs import PairQueue
 from specblock.tree.draft_tree import DraftTree
 
 _PREFILL_CHUNK = 256
@@ -35,7 +36,7 @@ class Level:
     depth: int
 
 
-class Eagle3Drafter:
+class Eagle3Drafter(PairQueue):
     """A :class:`specblock.drafters.base.Drafter` (EAGLE-2's dynamic tree, arXiv 2406.16858).
 
     Each level expands the ``top_k`` most probable nodes of the one before with the ``top_k`` best
@@ -54,7 +55,7 @@ class Eagle3Drafter:
         self.feature_layers = model.config.feature_layers
         self._width = min(top_k, model.config.draft_vocab_size)
         self._cache: Tensor | None = None  # [2, kv_heads, entries, d]
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self.forget_pairs()
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence of up to ``capacity`` positions."""
@@ -63,22 +64,12 @@ class Eagle3Drafter:
         shape = (2, config.num_key_value_heads, entries, config.head_dim)
         if self._cache is None or self._cache.shape[2] < entries:
             self._cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self._pending = []
+        self.forget_pairs()
         self._entries = 0  # committed pairs, and the sink before them
-
-    def prefill(self, features: Tensor, tokens: Tensor) -> None:
-        """The prompt's pairs."""
-        self.observe(features, tokens)
-
-    def observe(self, features: Tensor, tokens: Tensor) -> None:
-        """The pairs that a round added: ``features [n, F * H]``, ``tokens`` int64 [n]."""
-        self._pending.append((features, tokens))
 
     @torch.inference_mode()
     def propose(self, root_token: int, budget: Budget) -> DraftTree:
         """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
-        if not self._pending:
-            raise ValueError("observe the newest pair before proposing from it")
         level = self.first_level()
         tree = LevelTree(*self.candidates(level), budget.model)
         for _ in range(self.depth):
@@ -139,9 +130,7 @@ class Eagle3Drafter:
     @torch.inference_mode()
     def first_level(self) -> Level:
         """Refresh the cache with the pending pairs; the prediction after the last of them."""
-        features = torch.cat([pair[0] for pair in self._pending])
-        tokens = torch.cat([pair[1] for pair in self._pending])
-        self._pending = []
+        features, tokens = self.take_pairs()
         if self._entries < self.model.offset:
             key, value = self.model.sink_entry()
             self._cache[0, :, :1], self._cache[1, :, :1] = (

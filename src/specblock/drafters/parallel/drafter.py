@@ -15,13 +15,14 @@ from torch import Tensor
 from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.layers import additive, attend_cached
 from specblock.drafters.levels import LevelTree
+from specblock.drafters.pairs import PairQueue
 from specblock.drafters.parallel.model import ParallelModel
 from specblock.tree.draft_tree import DraftTree
 
 _PREFILL_CHUNK = 256
 
 
-class ParallelDrafter:
+class ParallelDrafter(PairQueue):
     """A :class:`specblock.drafters.base.Drafter`.
 
     Args:
@@ -35,7 +36,7 @@ class ParallelDrafter:
         self.feature_layers = model.config.feature_layers
         self.width = min(width, model.config.draft_vocab_size)
         self._cache: Tensor | None = None  # [L, 2, kv_heads, entries, d]
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self.forget_pairs()
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence of up to ``capacity`` positions."""
@@ -44,22 +45,12 @@ class ParallelDrafter:
         shape = (config.num_hidden_layers, 2, config.num_key_value_heads, entries, config.head_dim)
         if self._cache is None or self._cache.shape[3] < entries:
             self._cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self._pending = []
+        self.forget_pairs()
         self._entries = 0  # committed pairs, and the sink before them
-
-    def prefill(self, features: Tensor, tokens: Tensor) -> None:
-        """The prompt's pairs."""
-        self.observe(features, tokens)
-
-    def observe(self, features: Tensor, tokens: Tensor) -> None:
-        """The pairs that a round added: ``features [n, F * H]``, ``tokens`` int64 [n]."""
-        self._pending.append((features, tokens))
 
     @torch.inference_mode()
     def propose(self, root_token: int, budget: Budget) -> DraftTree:
         """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
-        if not self._pending:
-            raise ValueError("observe the newest pair before proposing from it")
         return self._tree(self.refresh(), root_token, budget)
 
     def shape_name(self) -> str:
@@ -99,9 +90,7 @@ class ParallelDrafter:
     @torch.inference_mode()
     def refresh(self) -> Tensor:
         """Append the pending pairs; the hidden states ``[K, H]`` ahead of the last of them."""
-        features = torch.cat([pair[0] for pair in self._pending])
-        tokens = torch.cat([pair[1] for pair in self._pending])
-        self._pending = []
+        features, tokens = self.take_pairs()
         for start in range(0, len(tokens), _PREFILL_CHUNK):
             part = slice(start, start + _PREFILL_CHUNK)
             hidden = self._append(features[part].to(self._cache.dtype), tokens[part])

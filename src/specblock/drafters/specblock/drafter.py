@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.layers import additive, attend_cached
+from specblock.drafters.pairs import PairQueue
 from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
@@ -46,7 +47,7 @@ class DraftBlocks:
     visible: Tensor
 
 
-class SpecBlockDrafter:
+class SpecBlockDrafter(PairQueue):
     """A :class:`specblock.drafters.base.Drafter`.
 
     Args:
@@ -72,7 +73,7 @@ class SpecBlockDrafter:
         self._slots, self._kept = model.config.block_size, model.config.slots_kept
         self._width = min(self.policy.width, model.config.draft_vocab_size)
         self._cache: Tensor | None = None  # [L, 2, kv_heads, entries, d]
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self.forget_pairs()
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence of up to ``capacity`` positions."""
@@ -82,23 +83,13 @@ class SpecBlockDrafter:
         shape = (config.num_hidden_layers, 2, config.num_key_value_heads, entries, config.head_dim)
         if self._cache is None or self._cache.shape[3] < entries:
             self._cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self._pending = []
+        self.forget_pairs()
         self._positions = 0  # committed pairs
         self._entries = 0  # their cache entries, the sink included
-
-    def prefill(self, features: Tensor, tokens: Tensor) -> None:
-        """The prompt's pairs. All but the last chunk enter the cache now."""
-        self.observe(features, tokens)
-
-    def observe(self, features: Tensor, tokens: Tensor) -> None:
-        """The pairs that a round added: ``features [n, F * H]``, ``tokens`` int64 [n]."""
-        self._pending.append((features, tokens))
 
     @torch.inference_mode()
     def propose(self, root_token: int, budget: Budget) -> DraftTree:
         """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
-        if not self._pending:
-            raise ValueError("observe the newest pair before proposing from it")
         first = self.first_block()
         factors = branching_factors(first.candidates, self.policy, first_block=True)
         pool = first_pool(first.candidates, self.policy, factors)
@@ -190,9 +181,7 @@ class SpecBlockDrafter:
     @torch.inference_mode()
     def first_block(self) -> DraftBlocks:
         """Refresh the cache with the pending pairs; the block of the last of them."""
-        features = torch.cat([pair[0] for pair in self._pending])
-        tokens = torch.cat([pair[1] for pair in self._pending])
-        self._pending = []
+        features, tokens = self.take_pairs()
         for start in range(0, len(tokens), _PREFILL_CHUNK):
             stop = min(start + _PREFILL_CHUNK, len(tokens))
             chunk = features[start:stop].to(self._cache.dtype), tokens[start:stop]
