@@ -119,7 +119,7 @@ class OracleDrafter:
         assert len(features) == len(tokens)
         self.pairs.append((features, tokens))
 
-    def propose(self, root_token, budget):
+    def propose(self, root_token, budget, copied=None):
         from specblock.tree.draft_tree import DraftTree
 
         known = sum(len(tokens) for _, tokens in self.pairs) + 1 - self.prompt_length

@@ -18,6 +18,7 @@ from specblock.training.features import FeatureReader
 from specblock.tree.accept import Acceptance
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
+from specblock.tree.survival import AGREED, ALONE, COPIED
 
 
 def decoded(params=None, length=24, keep=None, **limits):
@@ -105,7 +106,25 @@ def test_signals_of_a_round():
     # hit by the second child (bucket 1, class 0); then missed (bucket 3, class 1)
     assert (signal.tokens, signal.nodes, signal.rank_error) == (2, 2, 1 + 2)
     missed = 1 - torch.tensor(-1.0).exp()
+    assert signal.ranked == 2
     assert signal.loss == pytest.approx(2.0 - missed.log().item(), rel=1e-5)
+
+
+def test_signals_are_of_the_networks_own_nodes():
+    # under the root: the network's with the text's consent, and a copy, which is what is drawn
+    tree = DraftTree(
+        torch.tensor([9, 4, 5, 6]),
+        torch.tensor([-1, 0, 0, 2]),
+        torch.tensor([0, 1, 1, 2]),
+        torch.tensor([0.0, -0.5, -0.2, -0.3]),
+        torch.tensor([0.0, -0.5, -0.2, -0.1]),
+        torch.tensor([0, AGREED, ALONE, COPIED]),
+    )
+    accepted = Acceptance([0, 2], [5, 7], [[(1, False), (2, True)], [(3, False)]])
+    signal = round_signal(tree, accepted)
+    assert (signal.nodes, signal.ranked, signal.rank_error) == (1, 0, 0)
+    missed = 1 - torch.tensor(-0.5).exp()
+    assert signal.loss == pytest.approx(-missed.log().item(), rel=1e-5)
 
 
 def test_the_buffer_keeps_its_bytes_and_the_newest():

@@ -89,6 +89,11 @@ def test_nothing_known_drafts_nothing():
         LookupDrafter(depth=0)
 
 
+def test_copies_have_classes_of_their_own():
+    tree = propose([1, 2, 3, 4, 1, 2], depth=8)
+    assert tree.rank_classes.tolist() == [0, 6, 6, 5, 5, 5, 5, 4, 4]  # matches of 2, 3, 4, ...
+
+
 def test_the_budget_cuts_the_tree():
     assert propose([1, 2, 3, 4, 1, 2], FixedBudget(2)).num_draft == 2
 

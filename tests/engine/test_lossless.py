@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from specblock.drafters.base import BudgetController, FixedBudget
+from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.rounds import decode, plain_logits
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
@@ -31,10 +32,10 @@ def prompt(count: int = 11, seed: int = 1) -> list[int]:
     return torch.randint(3, 97, (count,), generator=generator).tolist()
 
 
-def run(target, drafter, params, tokens, budget=None, length=LENGTH):
+def run(target, drafter, params, tokens, budget=None, length=LENGTH, copies=None):
     stats = GenerationStats()
     budget = budget or FixedBudget(nodes=16, leaves=5)
-    rounds = decode(target, drafter, budget, tokens, params, length, stats)
+    rounds = decode(target, drafter, budget, tokens, params, length, stats, copies=copies)
     return [token for new in rounds for token in new], stats
 
 
@@ -115,6 +116,25 @@ def test_measured_budget_leaves_the_output_alone():
     plain, _ = run(target, None, SamplingParams(), tokens)
     ours, _ = run(target, make_drafter(), SamplingParams(), tokens, BudgetController(costs))
     assert_same(target, ours, plain, tokens, SamplingParams())
+
+
+@pytest.mark.parametrize("params", SAMPLERS.values(), ids=SAMPLERS.keys())
+def test_copies_of_the_text_leave_the_output_alone(params):
+    """Rounds of the network, of copies alone and of both, on a text that repeats itself."""
+    target = Target(make_target("llama"), (0, 2, 4))
+    tokens = prompt(6) * 4
+    budget = BudgetController(CostTable({1: 1.0, 64: 1.2}, {1: 0.3}, {1: 0.05, 16: 0.1}))
+    asked = []
+    speculate = budget.speculate
+    budget.speculate = lambda copied: asked.append(speculate(copied)) or asked[-1]
+    plain, _ = run(target, None, params, tokens)
+    ours, stats = run(target, make_drafter(), params, tokens, budget, copies=TextCopies())
+    assert stats.rounds == len(asked)
+    assert any(asked)
+    if params.greedy and not params.penalised:  # these models repeat themselves soon
+        assert stats.speculative_rounds > sum(asked)
+        assert stats.accepted_length > 1.5
+    assert_same(target, ours, plain, tokens, params)
 
 
 def test_bfloat16_decodes():

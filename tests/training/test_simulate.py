@@ -101,7 +101,7 @@ def test_the_engines_budget_is_asked_and_told(trained, answers):
             super().__init__(12, 4)
             self.plain, self.told, self.turn = 0, 0, 0
 
-        def speculate(self):
+        def speculate(self, copied=None):
             self.turn += 1
             return self.turn % 3 > 0
 
@@ -110,7 +110,7 @@ def test_the_engines_budget_is_asked_and_told(trained, answers):
             assert all(0 < child < len(log_probs) for visited in trials for child, _ in visited)
             self.told += 1
 
-        def update_plain(self):
+        def update_without(self, tokens=1):
             self.plain += 1
 
     model, sequences = trained

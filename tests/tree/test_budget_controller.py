@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.tree.cost_tables import CPU, GPU, STEEP
 
+from specblock.tree.budget import BudgetController
 from specblock.tree.cost import (
-    BudgetController,
     CostTable,
 )
 from specblock.tree.survival import endings
@@ -140,7 +140,7 @@ def controlled_speed(rounds: list[dict], costs: CostTable) -> tuple[float, Budge
             backlog = 0
             budgets.append(budget)
         else:
-            control.update_plain()
+            control.update_without()
             tokens, seconds, backlog = tokens + 1, seconds + costs.target_seconds(1), backlog + 1
             budgets.append(None)
     return tokens / seconds, control, budgets
@@ -196,12 +196,12 @@ def test_another_text_gets_a_trial_soon_and_no_old_credit():
     while control.speculate():
         control.nodes(torch.zeros(0))
         control.update(torch.zeros(1), torch.zeros(1, dtype=torch.int64), [[]])
-    control.update_plain()
+    control.update_without()
     control._wait = 1000
     control.begin()
     waited = 0
     while not control.speculate():
-        control.update_plain()
+        control.update_without()
         waited += 1
     assert waited < 80
     rich = BudgetController(CPU)
@@ -239,7 +239,7 @@ def test_a_trial_verifies_something_whatever_the_survival_model_says():
     hopeless = torch.full((8,), 1e-6)
     rounds_until_off(control, hopeless, 1)
     while not control.speculate():
-        control.update_plain()
+        control.update_without()
     assert control.nodes(hopeless) == control.TRIAL_NODES
     assert control.nodes(hopeless[:1]) == 1
     control.lead = control.MAX_LEAD

@@ -194,7 +194,8 @@ def three_calls(blocks: list[BlockCandidates], root_token: Tensor) -> tuple[Draf
         leaves, valid = starters(pool, factors, block.tokens.shape[0])
         factors = branching_factors(block, policy, first_block=False)
         pool = deduplicate(extend(pool, leaves, valid, block, policy, factors))
-    return growth._best(pool, root_token, 60)
+    tree, _, count = growth._best(pool, root_token, 60)
+    return tree, count
 
 
 def test_a_round_of_full_size() -> None:

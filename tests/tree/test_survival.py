@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import BINS, RANK_CLASSES, SurvivalModel, endings, trim
+from specblock.tree.survival import (
+    AGREED,
+    ALONE,
+    BINS,
+    CLASSES,
+    COPIED,
+    RANK_CLASSES,
+    SurvivalModel,
+    endings,
+    from_network,
+    trim,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +166,7 @@ def test_update_leaves_the_old_value_alone():
     tree = random_tree(5, 0)
     model.update(tree.log_probs, tree.rank_classes, [[(1, True), (2, False)], []])
     assert model.counts.abs().sum() == 0
-    assert model.counts.shape == (3, BINS, RANK_CLASSES)
+    assert model.counts.shape == (3, BINS, CLASSES)
 
 
 def test_it_survives_json():
@@ -168,6 +179,33 @@ def test_it_survives_json():
     for wrong in ({"strength": 0.0}, {"discount": 0.0}, {"discount": 1.1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             SurvivalModel.fresh(**wrong)
+
+
+def test_a_model_without_classes_of_copies_is_completed():
+    state = trained(3).to_dict()
+    counts = torch.tensor(state["counts"])
+    state["counts"] = counts[..., :RANK_CLASSES].tolist()
+    model = SurvivalModel.from_dict(state)
+    assert model.counts.shape == (3, BINS, CLASSES)
+    assert torch.equal(model.counts[..., :RANK_CLASSES].float(), counts[..., :RANK_CLASSES])
+    assert not model.counts[..., RANK_CLASSES:].any()
+
+
+def test_further_outcomes_of_a_round_age_nothing():
+    model = trained(1)
+    nothing = torch.zeros(1), torch.zeros(1, dtype=torch.int64), [[]]
+    assert torch.equal(model.update(*nothing, aged=False).counts, model.counts)
+    assert float(model.update(*nothing).counts.sum()) < float(model.counts.sum())
+
+
+def test_who_proposed_a_class():
+    assert [from_network(first) for first in (0, RANK_CLASSES - 1, COPIED, AGREED, ALONE)] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 @given(size=st.integers(0, 30), keep=st.integers(0, 35), seed=st.integers(0, 1000))

@@ -22,6 +22,7 @@ from typing import Any
 from specblock.adaptation.config import AdaptationConfig
 from specblock.adaptation.report import NEVER, Row, report_of
 from specblock.config import GenerationConfig
+from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.specblock.drafter import SpecBlockDrafter
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.engine.speculator import Speculator
@@ -171,6 +172,7 @@ def _runner(
         speculator.costs,
         sampling,
         settings,
+        None if speculator.copies is None else TextCopies(),
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from specblock.training.losses import RANK_EDGES
 from specblock.tree.accept import Acceptance
 from specblock.tree.draft_tree import DraftTree
+from specblock.tree.survival import RANK_CLASSES, from_network
 
 CONTEXT = ("bias", "tau_drop", "loss_rise", "loss", "rank_error", "feedback", "traffic")
 _LEAST = 1e-4  # probability: one impossible token must not outweigh a request
@@ -21,22 +22,25 @@ _FAST, _SLOW = 0.8, 0.98
 
 @dataclass(frozen=True)
 class RoundSignal:
-    """Sums over the visited nodes of a round that had children.
+    """Sums over the visited nodes of a round that had children of the network's.
 
-    ``tokens`` of the round; ``nodes``; ``loss`` in nats; ``rank_error`` in buckets.
+    ``tokens`` of the round; ``nodes``; ``loss`` in nats; ``ranked`` nodes whose predicted rank is
+    known, and their ``rank_error`` in buckets.
     """
 
     tokens: int
     nodes: int
     loss: float
+    ranked: int
     rank_error: float
 
 
 def round_signal(tree: DraftTree, accepted: Acceptance) -> RoundSignal:
     """Read a verified tree (to the host)."""
     log_probs, classes = tree.log_probs.tolist(), tree.rank_classes.tolist()
-    nodes, loss, error = 0, 0.0, 0.0
-    for children in accepted.trials:
+    nodes, loss, ranked, error = 0, 0.0, 0, 0.0
+    for visited in accepted.trials:
+        children = [trial for trial in visited if from_network(classes[trial[0]])]
         if not children:
             continue
         nodes += 1
@@ -46,8 +50,11 @@ def round_signal(tree: DraftTree, accepted: Acceptance) -> RoundSignal:
         claimed = 1.0 - sum(claims) if place is None else claims[place - 1]
         loss -= math.log(max(claimed, _LEAST))
         bucket = len(RANK_EDGES) if place is None else sum(place > edge for edge in RANK_EDGES)
-        error += abs(bucket - classes[ordered[0][0]])
-    return RoundSignal(len(accepted.tokens), nodes, loss, error)
+        predicted = classes[ordered[0][0]]
+        if predicted < RANK_CLASSES:
+            ranked += 1
+            error += abs(bucket - predicted)
+    return RoundSignal(len(accepted.tokens), nodes, loss, ranked, error)
 
 
 @dataclass
@@ -88,7 +95,9 @@ class Signals:
         nodes = sum(r.nodes for r in rounds)
         if nodes:
             self.loss.add(sum(r.loss for r in rounds) / nodes)
-            self.rank_error.add(sum(r.rank_error for r in rounds) / nodes)
+        ranked = sum(r.ranked for r in rounds)
+        if ranked:
+            self.rank_error.add(sum(r.rank_error for r in rounds) / ranked)
         self.seconds_per_token.add(seconds / max(1, new_tokens))
         self.tokens += new_tokens
         self.fresh_tokens += new_tokens

@@ -21,6 +21,7 @@ from specblock.bench.meter import MeteredDrafter
 from specblock.bench.methods import COMPILED, LOOKUP, NODES, MethodSpec, resolve
 from specblock.bench.shared import SharedTarget
 from specblock.drafters.base import BudgetController, Drafter, FixedBudget
+from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter
 from specblock.engine.calibrate import measure_costs
@@ -117,7 +118,8 @@ def assemble_field(
         target = targets[drafter.feature_layers if drafter is not None else ()]
         costs = measured.costs[name] if name in wanted else None
         folder = folders.get(spec.kind or "")
-        contenders[name] = Contender(_speculator(target, tokenizer, drafter, costs, folder))
+        copies = TextCopies() if spec.copies and costs is not None else None
+        contenders[name] = Contender(_speculator(target, tokenizer, drafter, costs, folder, copies))
     about = {name: _about(specs[name], drafters.get(name), name in wanted) for name in specs}
     return Field(Speculator(targets[()], tokenizer), contenders, measured, about)
 
@@ -203,6 +205,7 @@ def _speculator(
     drafter: Drafter | None,
     costs: CostTable | None,
     folder: Path | None,
+    copies: TextCopies | None,
 ) -> Speculator:
     """A method's loop; without a measured table it has the fixed budget."""
     if drafter is None:
@@ -211,7 +214,8 @@ def _speculator(
     if costs is None:
         return Speculator(target, tokenizer, metered, FixedBudget(NODES))
     greedy = BudgetController(costs, None if folder is None else load_survival(folder))
-    return Speculator(target, tokenizer, metered, greedy, costs, BudgetController(costs))
+    sampling = BudgetController(costs)
+    return Speculator(target, tokenizer, metered, greedy, costs, sampling, copies=copies)
 
 
 def _about(spec: MethodSpec, drafter: Drafter | None, measured: bool) -> dict[str, Any]:

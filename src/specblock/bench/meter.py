@@ -63,9 +63,11 @@ class MeteredDrafter:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.drafter, name)
 
-    def propose(self, root_token: int, budget: Budget) -> DraftTree:
+    def propose(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> DraftTree:
         self.counts.calls += self._has_network
-        tree = self.drafter.propose(root_token, _CountingBudget(budget, self.counts))
+        tree = self.drafter.propose(root_token, _CountingBudget(budget, self.counts), copied)
         if tree.tokens.is_cuda:
             torch.cuda.synchronize(tree.tokens.device)
         self.counts.verified[tree.num_draft] += 1

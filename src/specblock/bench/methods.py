@@ -22,6 +22,7 @@ class MethodSpec:
     Attributes:
         kind: ``drafter_type`` of the weights it needs; None where it needs none.
         measured: its budget comes from the measured cost table, else it is ``NODES`` every round.
+        copies: what followed the same words earlier in the text is drafted along.
         settings: of its drafter, see :data:`specblock.drafters.registry.KINDS`.
         summary: what it is, for readers of a report.
     """
@@ -30,9 +31,11 @@ class MethodSpec:
     measured: bool
     summary: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    copies: bool = False
 
 
 _EAGLE3 = {"depth": 7, "top_k": 10, "max_nodes": NODES}
+_COSTED = {"depth": 7, "top_k": 10}
 METHODS = {
     PLAIN: MethodSpec(None, False, "one token a step"),
     COMPILED: MethodSpec(None, False, "one token a step, the step compiled by PyTorch"),
@@ -48,16 +51,20 @@ METHODS = {
         "eagle3",
         True,
         "EAGLE-3 with levels and nodes from the measured costs",
-        {"depth": 7, "top_k": 10},
+        _COSTED,
     ),
+    "eagle3-full": MethodSpec("eagle3", True, "eagle3-cost with copies of the text", _COSTED, True),
     "specblock-paper": MethodSpec(
         "specblock",
         False,
         f"SpecBlock with its rank policy, {NODES} nodes every round",
         {"max_nodes": NODES},
     ),
-    "specblock": MethodSpec(
+    "specblock-cost": MethodSpec(
         "specblock", True, "SpecBlock with blocks and nodes from the measured costs"
+    ),
+    "specblock": MethodSpec(
+        "specblock", True, "what ships: specblock-cost with copies of the text", copies=True
     ),
 }
 

@@ -35,7 +35,7 @@ Methods = Annotated[
     str,
     typer.Option(
         help="Comma-separated: plain, plain-compiled, lookup, parallel, eagle3, eagle3-chain, "
-        "eagle3-cost, specblock-paper, specblock."
+        "eagle3-cost, eagle3-full, specblock-paper, specblock-cost, specblock."
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --json's journal has.")]

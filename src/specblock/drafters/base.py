@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from specblock.tree.cost import BudgetController
+from specblock.tree.budget import BudgetController
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.survival import SurvivalModel
 
@@ -14,7 +14,7 @@ from specblock.tree.survival import SurvivalModel
 class Budget(Protocol):
     """How much to draft in a round; asked while the tree grows.
 
-    :class:`specblock.tree.cost.BudgetController` answers from measured costs,
+    :class:`specblock.tree.budget.BudgetController` answers from measured costs,
     :class:`FixedBudget` with constants.
     """
 
@@ -34,8 +34,12 @@ class FixedBudget:
         self.model = SurvivalModel.fresh()
         self._nodes, self._leaves = nodes, leaves
 
-    def speculate(self) -> bool:
+    def speculate(self, copied: DraftTree | None = None) -> bool:
         return True
+
+    def copies(self) -> DraftTree | None:
+        """Copies alone are never verified."""
+        return None
 
     def begin(self) -> None:
         """Nothing is remembered from the text before."""
@@ -49,7 +53,10 @@ class FixedBudget:
     def update(self, log_probs: Tensor, rank_classes: Tensor, trials) -> None:
         """A fixed budget learns nothing."""
 
-    def update_plain(self) -> None:
+    def update_without(self, tokens: int = 1) -> None:
+        """A fixed budget learns nothing."""
+
+    def drawn(self, tokens: list[int]) -> None:
         """A fixed budget learns nothing."""
 
 
@@ -69,8 +76,13 @@ class Drafter(Protocol):
     def prefill(self, features: Tensor, tokens: Tensor) -> None:
         """The prompt's pairs: ``features [S, F * H]``, ``tokens`` int64 [S]."""
 
-    def propose(self, root_token: int, budget: Budget) -> DraftTree:
-        """A tree that continues ``root_token``, the newest token."""
+    def propose(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> DraftTree:
+        """A tree that continues ``root_token``, the newest token.
+
+        ``copied`` is what the text itself suggests; the budget chooses among all nodes.
+        """
 
     def observe(self, features: Tensor, tokens: Tensor) -> None:
         """The pairs that a round added. Costs nothing: they enter with the next first block."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget
+from specblock.drafters.choice import choose_tree
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
     BlockCandidates,
@@ -13,10 +14,9 @@ from specblock.tree.growth import (
     NodePool,
     extend,
     first_pool,
-    prune,
     starters,
 )
-from specblock.tree.survival import SurvivalModel, trim
+from specblock.tree.survival import SurvivalModel
 
 
 class LevelTree:
@@ -64,17 +64,15 @@ class LevelTree:
         self._factors = factors
         self._reached = self._children_reached(log_probs, reached)
 
-    def choose(self, root_token: int, budget: Budget, max_nodes: int) -> DraftTree:
-        """The most promising nodes, as many as the budget wants, at most ``max_nodes``."""
-        pool, model = self.pool, budget.model
-        tree = prune(pool, torch.tensor(root_token, device=pool.tokens.device), max_nodes)
-        reached = model.pool_survival(pool.log_probs, pool.rank_classes, pool.parents)
-        reached = reached.masked_fill(~pool.valid, 0.0)
-        reached, order = reached.sort(descending=True, stable=True)
-        reached, order = reached[: tree.num_draft], order[: tree.num_draft]
-        count = budget.nodes(reached, pool.depths[order] > 1)
-        survival = model.survival(tree.log_probs, tree.rank_classes, tree.parents)
-        return trim(tree, survival, count)
+    def choose(
+        self,
+        root_token: int,
+        budget: Budget,
+        max_nodes: int,
+        copied: DraftTree | None = None,
+    ) -> DraftTree:
+        """The most promising nodes, with the copies' (:func:`choose_tree`)."""
+        return choose_tree(self.pool, self.pool.depths > 1, root_token, budget, max_nodes, copied)
 
     def _block(self, tokens: Tensor, log_probs: Tensor) -> tuple[BlockCandidates, Tensor]:
         classes = torch.zeros(len(tokens), 1, dtype=torch.int64, device=tokens.device)

@@ -219,7 +219,7 @@ class _Alternating(FixedBudget):
         """Not the first round of a group, which pays for the change."""
         return self.rounds % self.group != 1
 
-    def speculate(self) -> bool:
+    def speculate(self, copied: DraftTree | None = None) -> bool:
         self.rounds += 1
         return (self.rounds - 1) // self.group % 2 == 0
 

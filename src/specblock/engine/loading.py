@@ -12,6 +12,7 @@ import torch
 
 from specblock.drafters.base import BudgetController, Drafter, FixedBudget
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
+from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.registry import KINDS, make_drafter, read_config
 from specblock.drafters.registry import load_model as load_network
 from specblock.engine.calibrate import calibrate as measure
@@ -52,8 +53,9 @@ def load(
             decodes plainly for others; None decodes plainly.
         dtype: float32, bfloat16, float16 or auto. device: cpu, cuda, cuda:1, ...
         threads: CPU threads; None leaves PyTorch's setting.
-        budget: ``"measured"`` chooses leaves and nodes from this machine's measured costs;
-            ``"fixed"`` is the paper's rule, 60 nodes every round.
+        budget: ``"measured"`` chooses leaves and nodes from this machine's measured costs, among
+            them copies of what followed the same words earlier in the text;
+            ``"fixed"`` is the paper's rule, 60 nodes of the network every round.
         blocks: generations of blocks a round (2 in the paper).
         calibrate: ``"missing"`` measures costs at the first load on a machine (10 to 30 s) and
             remembers them; ``"force"`` measures anew; ``"never"`` does without, and then with the
@@ -115,13 +117,13 @@ def assemble(
     elif known is not None:
         use_routes(target, drafter, known.routes)
     costs = None if known is None else known.costs
-    greedy = sampling = None
+    greedy = sampling = copies = None
     if drafter is not None and budget == "measured" and costs is not None:
         greedy = BudgetController(costs, load_survival(folder))
-        sampling = BudgetController(costs)
+        sampling, copies = BudgetController(costs), TextCopies()
     elif drafter is not None:
         greedy = FixedBudget()
-    return Speculator(target, tokenizer, drafter, greedy, costs, sampling, adapt)
+    return Speculator(target, tokenizer, drafter, greedy, costs, sampling, adapt, copies)
 
 
 def find_drafter(model: str, drafter: str | Path | None) -> Path | None:

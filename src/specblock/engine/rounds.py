@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget, Drafter
+from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ContextError
 from specblock.target.model import Target, TargetOutput
 from specblock.tree.accept import Acceptance, accept
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams, draw
+from specblock.tree.survival import Trials
 
 
 class RoundObserver(Protocol):
@@ -42,11 +44,13 @@ def decode(
     max_new_tokens: int,
     stats: GenerationStats,
     observer: RoundObserver | None = None,
+    copies: TextCopies | None = None,
 ) -> Iterator[list[int]]:
     """Yield the new tokens round by round, the prefill's first token to begin with.
 
     Ends when ``max_new_tokens`` have been yielded or the target's context is full; the caller
     stops earlier by closing the iterator. Fills in ``stats``; shows ``observer`` what it does.
+    With a drafter, ``copies`` adds what the text suggests to what the network drafts.
 
     Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token.
     """
@@ -57,25 +61,21 @@ def decode(
     context = list(prompt)
     stats.prompt_tokens = len(prompt)
     root = _prefill(target, drafter, context, params, room, observer)
-    if budget is not None:
-        budget.begin()
+    if drafter is not None:
+        start(budget, copies, context, room)
     stats.prefill_seconds = clock() - started
     stats.new_tokens, stats.seconds = 1, stats.prefill_seconds
     yield [root]
     while stats.new_tokens < room:
         begun = clock()
-        speculating = drafter is not None and budget.speculate()
-        root = context[-1]
-        tree = drafter.propose(root, budget) if speculating else DraftTree.root_only(root, device)
+        tree, asked = draft(drafter, budget, copies, context[-1], device)
         drafted = clock()
         output = target.verify(tree)
         accepted = accept(tree, output.logits, params, context, len(prompt), len(context))
         verified = clock()
         _commit(target, drafter, tree, output, accepted, observer)
-        if speculating:
-            budget.update(tree.log_probs, tree.rank_classes, accepted.trials)
-        elif drafter is not None:
-            budget.update_plain()
+        if drafter is not None:
+            report(budget, copies, tree, asked, accepted.tokens, accepted.trials)
         context += accepted.tokens
         stats.record(len(accepted.tokens), tree.num_draft)
         fresh = accepted.tokens[: room - stats.new_tokens]
@@ -84,6 +84,49 @@ def decode(
         stats.verify_seconds += verified - drafted
         stats.seconds += clock() - begun
         yield fresh
+
+
+def start(budget: Budget, copies: TextCopies | None, context: list[int], room: int) -> None:
+    """A new text: tell the budget, and show ``copies`` what is known of it."""
+    budget.begin()
+    if copies is not None:
+        copies.reset(len(context) + room)
+        copies.observe(torch.tensor(context[1:]))
+
+
+def draft(
+    drafter: Drafter | None,
+    budget: Budget | None,
+    copies: TextCopies | None,
+    root: int,
+    device: torch.device | str,
+) -> tuple[DraftTree, bool]:
+    """The tree of a round, and whether the drafter was asked: its own with the copies, the copies
+    alone, or just the newest token ``root``."""
+    if drafter is None:
+        return DraftTree.root_only(root, device), False
+    copied = None if copies is None else copies.tree(root, device)
+    if budget.speculate(copied):
+        return drafter.propose(root, budget, copied), True
+    return budget.copies() or DraftTree.root_only(root, device), False
+
+
+def report(
+    budget: Budget,
+    copies: TextCopies | None,
+    tree: DraftTree,
+    asked: bool,
+    tokens: list[int],
+    trials: Trials,
+) -> None:
+    """Tell the budget, and the text that is copied from, what became of a round."""
+    if asked:
+        budget.update(tree.log_probs, tree.rank_classes, trials)
+    else:
+        budget.update_without(len(tokens))
+    if copies is not None:
+        budget.drawn(tokens)
+        copies.observe(torch.tensor(tokens))
 
 
 def _commit(

@@ -10,6 +10,7 @@ import torch
 
 from specblock.config import GenerationConfig
 from specblock.drafters.base import Budget, Drafter
+from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.engine.text import TextStream
@@ -62,6 +63,7 @@ class Speculator:
         sampling_budget: the same for sampled decoding, where the drafter's probabilities mean
             something else; the greedy one where it is left out.
         adapt: let the drafter learn from what it serves; :meth:`close` saves what it learned.
+        copies: also draft what followed the same words earlier in the text; only with a drafter.
     """
 
     def __init__(
@@ -73,12 +75,14 @@ class Speculator:
         costs: CostTable | None = None,
         sampling_budget: Budget | None = None,
         adapt: AdaptationConfig | None = None,
+        copies: TextCopies | None = None,
     ):
         if drafter is not None and budget is None:
             raise ValueError("a drafter needs a budget")
         self.target, self.tokenizer = target, tokenizer
         self.drafter, self.budget, self.costs = drafter, budget, costs
         self.sampling_budget = sampling_budget or budget
+        self.copies = copies
         self.adaptation = None
         if adapt is not None:
             from specblock.adaptation.adapter import Adaptation  # only where it is wanted
@@ -136,6 +140,7 @@ class Speculator:
             config.max_new_tokens,
             stats,
             observer,
+            self.copies,
         )
         ends = frozenset() if config.ignore_eos else self._end_tokens(config)
         text = TextStream(self.tokenizer, config.stop_strings)

@@ -14,11 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from specblock.drafters.base import FixedBudget
+from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.rounds import decode
 from specblock.engine.speculator import Speculator
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
 from specblock.storage import write_atomically
+from specblock.tree.accept import follow
+from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
 from specblock.tree.survival import SurvivalModel
 
@@ -32,8 +35,17 @@ class LearningBudget(FixedBudget):
         super().__init__(nodes, leaves)
         self.model = SurvivalModel.fresh(discount=1.0)
 
+    def speculate(self, copied: DraftTree | None = None) -> bool:
+        self._copied = copied
+        return True
+
     def update(self, log_probs, rank_classes, trials) -> None:
         self.model = self.model.update(log_probs, rank_classes, trials)
+
+    def drawn(self, tokens: list[int]) -> None:
+        copied = self._copied
+        trials = follow(copied, tokens)
+        self.model = self.model.update(copied.log_probs, copied.rank_classes, trials)
 
 
 def learn_survival(
@@ -60,6 +72,7 @@ def learn_survival(
             SamplingParams(),
             max_new_tokens,
             stats,
+            copies=TextCopies(),
         )
         for tokens in rounds:
             if ends & set(tokens):

@@ -11,17 +11,27 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget, Drafter
+from specblock.drafters.lookup.copies import TextCopies
+from specblock.engine.rounds import draft, report, start
 from specblock.training.features import Sequence
+from specblock.tree.accept import follow
 from specblock.tree.draft_tree import DraftTree
+from specblock.tree.survival import Trials
 
 
 def simulate(
-    drafter: Drafter, sequence: Sequence, budget: Budget, *, device: torch.device | str = "cpu"
+    drafter: Drafter,
+    sequence: Sequence,
+    budget: Budget,
+    *,
+    copies: TextCopies | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[int, int]:
     """Decode a known greedy answer with ``drafter``.
 
     Args:
         sequence: an answer that the target gave at temperature 0.
+        copies: adds what the text suggests, as in the engine.
         device: of the drafter.
 
     Returns:
@@ -34,39 +44,28 @@ def simulate(
     prompt = int(sequence.start.nonzero()[0]) + 1  # pairs of the prompt
     drafter.reset(len(truth) + drafter.max_nodes + 1)
     drafter.prefill(features[:prompt], tokens[:prompt])
-    budget.begin()
+    # the pairs' tokens lack the text's first, as what a drafter is shown does
+    start(budget, copies, [-1, *truth[:prompt]], len(truth) - prompt)
     known, rounds, counted = prompt, 0, 0
     while known < len(truth):
-        root = truth[known - 1]
-        speculating = budget.speculate()
-        tree = drafter.propose(root, budget) if speculating else DraftTree.root_only(root, device)
+        tree, asked = draft(drafter, budget, copies, truth[known - 1], device)
         accepted, trials = walk(tree, truth[known:])
-        if speculating:
-            budget.update(tree.log_probs, tree.rank_classes, trials)
-        else:
-            budget.update_plain()
+        fresh = slice(known, known + accepted + 1)
+        report(budget, copies, tree, asked, truth[fresh], trials)
         rounds += 1
         counted += accepted + 1
-        fresh = slice(known, known + accepted + 1)
         drafter.observe(features[fresh], tokens[fresh])
         known += accepted + 1
     return rounds, counted
 
 
-def walk(tree: DraftTree, truth: list[int]) -> tuple[int, list[list[tuple[int, bool]]]]:
+def walk(tree: DraftTree, truth: list[int]) -> tuple[int, Trials]:
     """How many tokens of ``truth`` the tree holds from its root on, and the trials on the way.
 
     Trials are those of :class:`specblock.tree.accept.Acceptance`.
     """
-    children = tree.children()
-    node, accepted, trials = 0, 0, []
-    for token in truth:
-        child = children[node].get(token)
-        trials.append([(other, other == child) for other in children[node].values()])
-        if child is None:
-            break
-        node, accepted = child, accepted + 1
-    return accepted, trials
+    trials = follow(tree, truth)
+    return sum(any(hit for _, hit in children) for children in trials), trials
 
 
 def greedy_answers(sequences: list[Sequence], d2t: Tensor, limit: int) -> list[Sequence]:

@@ -84,6 +84,27 @@ def accept(
     return Acceptance(path, tokens, trials)
 
 
+def follow(tree: DraftTree, tokens: Sequence[int]) -> list[list[tuple[int, bool]]]:
+    """The trials that a tree would have had, given the tokens that followed its root.
+
+    Args:
+        tree: any tree, verified or not.
+        tokens: what the target drew, oldest first.
+
+    Returns:
+        As ``Acceptance.trials``; it ends where the tree does, or the tokens.
+    """
+    children, trials = tree.children(), []
+    node: int | None = 0
+    for token in tokens:
+        child = children[node].get(token)
+        trials.append([(other, other == child) for other in children[node].values()])
+        if child is None:
+            break
+        node = child
+    return trials
+
+
 def _at_once(logits: Tensor, params: SamplingParams) -> bool:
     """Whether one call finds every row's arg-max, so that the host waits for the device once.
 

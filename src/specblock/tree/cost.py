@@ -1,4 +1,4 @@
-"""What a round may cost: the measured table, and the budget that makes most of it.
+"""What a round may cost: the measured table, and the choice that makes most of it.
 
 A round with some budget yields K tokens (accepted and bonus) and takes S seconds; the speed over
 many rounds is E[K] / E[S]. Maximising K / S round by round does not maximise that: a hopeless round
@@ -23,8 +23,6 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-
-from specblock.tree.survival import SurvivalModel, Trials
 
 _TABLES = ("target", "draft_first", "draft_next")
 
@@ -130,13 +128,13 @@ def choose_nodes(
     Returns:
         0 (the root alone) to C; the fewest of equally good ones.
     """
-    return _best_nodes(survival, costs, spent_seconds, rate)[0]
+    return best_nodes(survival, costs, spent_seconds, rate)[0]
 
 
-def _best_nodes(
+def best_nodes(
     survival: Tensor, costs: CostTable, spent_seconds: float, rate: float | None
 ) -> tuple[int, float]:
-    """The choice and its value."""
+    """The choice of :func:`choose_nodes`, and its value."""
     tokens = 1.0 + _sums(survival)
     seconds = costs._curves["target"].first(len(tokens) + 1)[1:]
     spent = spent_seconds + costs.overhead
@@ -175,124 +173,3 @@ def should_speculate(lead: float, idle_rounds: int, wait: int) -> bool:
 def _sums(values: Tensor) -> Tensor:
     """float64 [n+1] on the CPU: sums of the first 0, 1, ..., n values."""
     return torch.nn.functional.pad(values.detach().double().cpu().cumsum(0), (1, 0))
-
-
-class _Recent:
-    """A ratio of sums in which older entries count less and less."""
-
-    def __init__(self, keep: float, top: float, bottom: float):
-        self.keep, self.top, self.bottom = keep, top, bottom
-
-    def add(self, top: float, bottom: float) -> None:
-        self.top, self.bottom = self.top * self.keep + top, self.bottom * self.keep + bottom
-
-    @property
-    def ratio(self) -> float:
-        return self.top / self.bottom
-
-
-class BudgetController:
-    """Chooses the budget of every round and learns from what the rounds achieve.
-
-    A round asks `speculate`; if so `leaves` before every later block and `nodes` before
-    verification, and reports to `update`; else it decodes plainly and reports to `update_plain`.
-    `begin` announces another text. Four things are kept:
-
-    * `model`: the survival model, updated with the outcomes of every verification;
-    * `price` of a second: tokens by seconds of the last 50 rounds or so, at least the plain speed;
-    * `block_gain`: how much more a round was worth with the candidates of later blocks than
-      without, by the probability that the walk ended at one of their leaves;
-    * `lead`: tokens by which speculation is ahead of plain decoding in the same seconds, at most
-      `MAX_LEAD`. A round adds the tokens that the survival model expected, which vary far less
-      than those that came, corrected by the recent mean difference of the two.
-
-    Below a lead of 0 speculation goes off. A later trial starts with a lead of `CREDIT`: about what
-    it may lose. The more it did lose, the longer the wait for the next one, so that trials cost the
-    share `trial_share` of the time where nothing is ever accepted. A text on which speculation
-    never pays costs little, one on which it stops to pay MAX_LEAD tokens of time. A trial verifies
-    TRIAL_NODES in any case, or a survival model that was disappointed once would never see another
-    outcome. Equal rounds lead to equal choices.
-    """
-
-    MAX_LEAD = 6.0
-    FIRST_CREDIT = 3.0  # nothing is calibrated yet
-    CREDIT = 1.0
-    TRIAL_NODES = 2
-
-    def __init__(
-        self, costs: CostTable, model: SurvivalModel | None = None, trial_share: float = 0.02
-    ):
-        self.costs, self.model = costs, model or SurvivalModel.fresh()
-        self.lead = self._granted = self.FIRST_CREDIT
-        self._trial_share = trial_share
-        self._idle, self._wait = 0, 0
-        self._surprise = _Recent(0.97, 0.0, 5.0)
-        self._overall = _Recent(0.98, 1.0, costs.target_seconds(1))
-        self._gain = _Recent(0.98, 4.0, 4.0)
-        self._leaves, self._leaf_mass, self._expected = [], 0.0, 1.0
-
-    @property
-    def price(self) -> float:
-        return max(self.costs.plain_rate, self._overall.ratio)
-
-    @property
-    def block_gain(self) -> float:
-        return self._gain.ratio
-
-    def begin(self) -> None:
-        """Another text: what was gained on the last one is no reason to go on losing on this."""
-        self.lead = min(self.lead, self.CREDIT)
-        self._wait = min(self._wait, math.ceil(self.CREDIT / self._trial_share))
-
-    def speculate(self) -> bool:
-        """Whether this round drafts. Starts a round."""
-        self._leaves, self._leaf_mass, self._expected = [], 0.0, 1.0
-        chosen = should_speculate(self.lead, self._idle, self._wait)
-        if chosen and self.lead < 0:
-            # The drafter has to catch up with the plain rounds first.
-            backlog = self.costs.draft_first_seconds(self._idle) * self.costs.plain_rate
-            self.lead, self._granted, self._idle = self.CREDIT, self.CREDIT + backlog, 0
-        return chosen
-
-    def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
-        """How many of the leaves (float [n], see `choose_leaves`) start a block."""
-        chosen = choose_leaves(leaf_survival, self.block_gain, self.costs, self.price, max_leaves)
-        self._leaves.append(chosen)
-        self._leaf_mass += float(leaf_survival[:chosen].sum())
-        return chosen
-
-    def nodes(self, survival: Tensor, later: Tensor | None = None) -> int:
-        """How many candidates to verify.
-
-        Args:
-            survival: float [C], falling (see `choose_nodes`).
-            later: bool [C], candidates that only later blocks proposed; None: no gain is learned.
-        """
-        chosen, value = _best_nodes(survival, self.costs, 0.0, self.price)
-        if later is not None and self._leaf_mass > 0:
-            without = _best_nodes(survival[~later], self.costs, 0.0, self.price)[1]
-            self._gain.add(value - without, self._leaf_mass)
-        if self.lead <= self.CREDIT:
-            chosen = max(chosen, min(self.TRIAL_NODES, len(survival)))
-        self._expected = 1.0 + float(survival[:chosen].sum())
-        return chosen
-
-    def update(self, log_probs: Tensor, rank_classes: Tensor, trials: Trials) -> None:
-        """After a speculating round: two fields of the verified tree, trials of its acceptance."""
-        self.model = self.model.update(log_probs, rank_classes, trials)
-        tokens = len(trials)  # every visited node yields one
-        # The refresh of a round's own tokens is its cost, not the backlog after plain rounds.
-        seconds = self.costs.round_seconds(tokens, tuple(self._leaves), len(log_probs) - 1)
-        self._overall.add(tokens, seconds)
-        self._surprise.add(tokens - self._expected, 1.0)
-        gained = self._expected + self._surprise.ratio - seconds * self.costs.plain_rate
-        self.lead = min(self.lead + gained, self.MAX_LEAD)
-        if self.lead >= min(self._granted + self.CREDIT, self.MAX_LEAD):
-            self._granted = self.CREDIT  # what was lost came back
-        elif self.lead < 0:
-            self._wait = math.ceil((self._granted - self.lead) / self._trial_share)
-
-    def update_plain(self) -> None:
-        """After a plain round."""
-        self._idle += 1
-        self._overall.add(1.0, self.costs.target_seconds(1))

@@ -32,6 +32,7 @@ __all__ = [
     "extend",
     "first_pool",
     "prune",
+    "prune_with_origins",
     "starters",
 ]
 
@@ -100,13 +101,20 @@ def prune(pool: NodePool, root_token: Tensor, budget: int) -> DraftTree:
     Raises:
         ValueError: for a negative budget.
     """
+    return prune_with_origins(pool, root_token, budget)[0]
+
+
+def prune_with_origins(pool: NodePool, root_token: Tensor, budget: int) -> tuple[DraftTree, Tensor]:
+    """:func:`prune`, and where its draft nodes come from: int64 [N], indices into the pool."""
     if budget < 0:
         raise ValueError(f"budget must be at least 0, not {budget}")
-    return _trim_to_valid(*_best(pool, root_token, min(budget, len(pool))))
+    tree, origins, count = _best(pool, root_token, min(budget, len(pool)))
+    tree = _trim_to_valid(tree, count)
+    return tree, origins[: tree.num_draft]
 
 
-def _best(pool: NodePool, root_token: Tensor, budget: int) -> tuple[DraftTree, Tensor]:
-    """The best ``budget`` nodes, invalid ones last, and how many draft nodes are valid."""
+def _best(pool: NodePool, root_token: Tensor, budget: int) -> tuple[DraftTree, Tensor, Tensor]:
+    """The best ``budget`` nodes, invalid ones last, their indices, and how many are valid."""
     size = len(pool)
     counter = _counter(size, pool.tokens.device)
     # Scores are at most 0: their bits without the sign grow as they get worse, -inf is worst.
@@ -130,7 +138,7 @@ def _best(pool: NodePool, root_token: Tensor, budget: int) -> tuple[DraftTree, T
     rank_classes[0] = 0
     scores, log_probs = F.pad(floats.index_select(1, order), (1, 0)).unbind(0)
     tree = DraftTree(tokens, parents, F.pad(depths, (1, 0)), scores, log_probs, rank_classes)
-    return tree, budget - invalid.sum()
+    return tree, kept, budget - invalid.sum()
 
 
 def _trim_to_valid(tree: DraftTree, count: Tensor) -> DraftTree:

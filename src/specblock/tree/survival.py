@@ -5,9 +5,12 @@ tokens in one pass, it was trained on other text. What matters for a budget is t
 a node's token is what the target draws once its parent was reached. Every verification observes
 just that, for all children of every visited node, so the correction is learned while decoding.
 
-The correction is a shift of the log-odds, one per cell of (drafter's probability, predicted rank
-class). With discounted sums over a cell of hits H, misses M and of the probabilities claimed, P and
-Q = n - P, and a Beta(s c, s (1 - c)) prior centred at the cell's middle c, the shift is
+The correction is a shift of the log-odds, one per cell of (drafter's probability, class of the
+node). The class of a node that the network proposed is its predicted rank's; nodes that were copied
+from the text have classes of their own, for the length of the match: the same match means less
+where the network was asked and proposes something else. With discounted sums over a cell of hits H,
+misses M and of the probabilities claimed, P and Q = n - P, and a Beta(s c, s (1 - c)) prior centred
+at the cell's middle c, the shift is
 
     log (H + s c) / (M + s (1 - c))  -  log (P + s c) / (Q + s (1 - c)):
 
@@ -27,9 +30,19 @@ from specblock.tree.draft_tree import DraftTree
 
 BINS = 12
 RANK_CLASSES = 4
+# The first class of nodes that were copied from the text: where the network was not asked, where it
+# proposes the same, where it does not. The offset within is the bucket of the match's length.
+COPIED, AGREED, ALONE = RANK_CLASSES, 2 * RANK_CLASSES, 3 * RANK_CLASSES
+CLASSES = 4 * RANK_CLASSES
 _CEILING = 0.9999
 _EDGES = torch.linspace(-5.0, 5.0, BINS - 1)  # in log-odds: p from 0.7 % to 99.3 %
 _MIDDLES = torch.linspace(-5.5, 5.5, BINS, dtype=torch.float64).sigmoid().unsqueeze(1)
+
+
+def from_network(rank_class: int) -> bool:
+    """Whether the network proposed a node of this class, alone or with the text."""
+    return rank_class < RANK_CLASSES or AGREED <= rank_class < ALONE
+
 
 Trials = Sequence[Sequence[tuple[int, bool]]]  # `Acceptance.trials`
 
@@ -40,7 +53,7 @@ class SurvivalModel:
     """Calibration of a drafter's probabilities; a value, `update` returns the next one.
 
     Attributes:
-        counts: float64 [3, 12, 4] on the CPU: discounted sums over the children of visited nodes
+        counts: float64 [3, 12, 16] on the CPU: discounted sums over the children of visited nodes
             of 1, of the probability claimed and of hits, per cell.
         strength: pseudo-observations with which a cell holds on to the drafter's own claim.
         discount: what a round leaves of the weight of earlier ones.
@@ -55,7 +68,7 @@ class SurvivalModel:
         """The model that trusts the drafter. Raises ValueError for a value out of range."""
         if not strength > 0 or not 0 < discount <= 1:
             raise ValueError("strength must be above 0 and discount above 0, at most 1.")
-        empty = torch.zeros(3, BINS, RANK_CLASSES, dtype=torch.float64)
+        empty = torch.zeros(3, BINS, CLASSES, dtype=torch.float64)
         return SurvivalModel(empty, strength, discount)
 
     def conditional(self, log_probs: Tensor, rank_classes: Tensor) -> Tensor:
@@ -68,7 +81,7 @@ class SurvivalModel:
         odds = _log_odds(log_probs)
         bins = torch.bucketize(odds, _EDGES.to(odds.device))
         shifts = self._shifts().to(odds)
-        return (odds + shifts[bins, rank_classes.clamp(0, RANK_CLASSES - 1)]).sigmoid()
+        return (odds + shifts[bins, rank_classes.clamp(0, CLASSES - 1)]).sigmoid()
 
     def survival(self, log_probs: Tensor, rank_classes: Tensor, parents: Tensor) -> Tensor:
         """Probability that the walk of acceptance reaches each node, float32 [N+1].
@@ -109,22 +122,25 @@ class SurvivalModel:
         tree = rooted(log_probs, 0), rooted(rank_classes, 0), rooted(parents + 1, -1)
         return self.survival(*tree)[1:]
 
-    def update(self, log_probs: Tensor, rank_classes: Tensor, trials: Trials) -> SurvivalModel:
+    def update(
+        self, log_probs: Tensor, rank_classes: Tensor, trials: Trials, *, aged: bool = True
+    ) -> SurvivalModel:
         """The model after one more round.
 
         Args:
             log_probs: float [N+1] and rank_classes: int64 [N+1] of the verified tree.
             trials: per visited node, (child, whether the target drew it) for all its children.
+            aged: earlier rounds lose weight; False for further outcomes of the same round.
         """
-        counts = self.counts * self.discount
+        counts = self.counts * (self.discount if aged else 1.0)
         outcomes = [outcome for children in trials for outcome in children]
         if outcomes:
             nodes = torch.tensor([node for node, _ in outcomes], device=log_probs.device)
             odds = _log_odds(log_probs[nodes]).cpu()
-            classes = rank_classes[nodes].clamp(0, RANK_CLASSES - 1).cpu()
+            classes = rank_classes[nodes].clamp(0, CLASSES - 1).cpu()
             hits = torch.tensor([hit for _, hit in outcomes], dtype=torch.float64)
             seen = torch.stack((torch.ones_like(hits), odds.sigmoid().double(), hits))
-            cells = torch.bucketize(odds, _EDGES) * RANK_CLASSES + classes
+            cells = torch.bucketize(odds, _EDGES) * CLASSES + classes
             counts.view(3, -1).index_add_(1, cells, seen)
         return replace(self, counts=counts)
 
@@ -134,15 +150,20 @@ class SurvivalModel:
 
     @staticmethod
     def from_dict(state: Mapping) -> SurvivalModel:
-        """Raises ValueError when the counts have another shape."""
+        """Raises ValueError when the counts have another shape.
+
+        Without the classes of copied nodes they are complete but for those.
+        """
         model = SurvivalModel.fresh(state["strength"], state["discount"])
         counts = torch.tensor(state["counts"], dtype=torch.float64)
+        if counts.shape == (3, BINS, RANK_CLASSES):
+            counts = torch.nn.functional.pad(counts, (0, CLASSES - RANK_CLASSES))
         if counts.shape != model.counts.shape:
             raise ValueError(f"counts must have the shape {tuple(model.counts.shape)}.")
         return replace(model, counts=counts)
 
     def _shifts(self) -> Tensor:
-        """float64 [12, 4]: what a cell adds to the log-odds."""
+        """float64 [12, 16]: what a cell adds to the log-odds."""
         number, claimed, hits = self.counts
         yes, no = self.strength * _MIDDLES, self.strength * (1 - _MIDDLES)
         observed = (hits + yes).log() - (number - hits + no).log()

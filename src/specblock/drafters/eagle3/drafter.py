@@ -68,7 +68,9 @@ class Eagle3Drafter(PairQueue):
         self._entries = 0  # committed pairs, and the sink before them
 
     @torch.inference_mode()
-    def propose(self, root_token: int, budget: Budget) -> DraftTree:
+    def propose(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> DraftTree:
         """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
         level = self.first_level()
         tree = LevelTree(*self.candidates(level), budget.model)
@@ -79,7 +81,7 @@ class Eagle3Drafter(PairQueue):
                 break
             level = self.next_level(level, tree.rows(leaves), tree.pool.tokens[leaves])
             tree.add(leaves, *self.candidates(level))
-        return tree.choose(root_token, budget, self.max_nodes)
+        return tree.choose(root_token, budget, self.max_nodes, copied)
 
     def shape_name(self) -> str:
         """Names the shape of the network and of the rounds, for keeping measured costs apart."""

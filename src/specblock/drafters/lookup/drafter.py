@@ -1,16 +1,15 @@
-"""Decoding with what the text says already: no weights, no features, hardly any time."""
+"""Decoding with what the text says already and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget, FixedBudget
-from specblock.drafters.lookup.match import best, continuation, longest_match, merge
+from specblock.drafters.lookup.copies import TextCopies
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.survival import trim
 
@@ -18,39 +17,20 @@ from specblock.tree.survival import trim
 class LookupDrafter:
     """A :class:`specblock.drafters.base.Drafter` that copies what followed the longest match.
 
-    The first token of the prompt is never shown to a drafter and so not looked up.
-
     Args:
-        depth: tokens copied from an occurrence.
-        continuations: occurrences that are copied, the newest first; 1 drafts a chain.
-        shortest, longest: least and most tokens that are matched.
-        max_nodes: most draft nodes in a tree.
-
-    Raises ValueError for numbers below 1.
+        settings: of :class:`TextCopies`, and raises what it raises.
     """
 
     feature_layers: tuple[int, ...] = ()
 
-    def __init__(
-        self,
-        *,
-        depth: int = 10,
-        continuations: int = 4,
-        shortest: int = 1,
-        longest: int = 16,
-        max_nodes: int = 60,
-    ):
-        if min(depth, continuations, shortest, max_nodes) < 1 or longest < shortest:
-            raise ValueError("depth, continuations, shortest and max_nodes are at least 1")
-        self.depth, self.continuations = depth, continuations
-        self.shortest, self.longest, self.max_nodes = shortest, longest, max_nodes
-        self.reset(0)
+    def __init__(self, **settings: int):
+        self._copies = TextCopies(**settings)
+        self.max_nodes = self._copies.max_nodes
+        self._device = torch.device("cpu")
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence of up to ``capacity`` positions."""
-        self._text = np.zeros(capacity, dtype=np.int64)
-        self._length = 0
-        self._device = torch.device("cpu")
+        self._copies.reset(capacity)
 
     def prefill(self, features: Tensor, tokens: Tensor) -> None:
         """The prompt's tokens, all but the first, and the one after; features are not read."""
@@ -58,35 +38,22 @@ class LookupDrafter:
 
     def observe(self, features: Tensor, tokens: Tensor) -> None:
         """The tokens that a round added, int64 [n]."""
-        end = self._length + len(tokens)
-        if end > len(self._text):
-            self._text = np.resize(self._text, 2 * end)
-        self._text[self._length : end] = tokens.cpu().numpy()
-        self._length, self._device = end, tokens.device
+        self._copies.observe(tokens)
+        self._device = tokens.device
 
-    def propose(self, root_token: int, budget: Budget) -> DraftTree:
+    def propose(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> DraftTree:
         """A tree after the newest token; the root alone where nothing matches."""
-        text = self._text[: self._length]
-        length, ends = longest_match(text, self.longest)
-        if length < self.shortest:
-            return DraftTree.root_only(root_token, self._device)
-        ends = ends[: self.continuations]
-        copies = [continuation(text, int(end), self.depth) for end in ends]
-        nodes = best(merge(copies, length), self.max_nodes)
-        nodes[0].token = root_token
-        tree = DraftTree(
-            *(
-                torch.tensor([getattr(node, name) for node in nodes], device=self._device)
-                for name in ("token", "parent", "depth", "score", "log_prob", "rank_class")
-            )
-        )
+        tree = copied or self._copies.tree(root_token, self._device)
         survival = budget.model.survival(tree.log_probs, tree.rank_classes, tree.parents)
         reached = survival[1:].sort(descending=True, stable=True).values
         return trim(tree, survival, budget.nodes(reached))
 
     def shape_name(self) -> str:
         """Names the rounds, for keeping measured costs apart."""
-        return f"lookup-{self.depth}-{self.continuations}-{self.longest}"
+        own = self._copies
+        return f"lookup-{own.depth}-{own.continuations}-{own.longest}"
 
     def measurements(
         self, features: Tensor, tokens: Tensor, pairs: tuple[int, ...], leaves: tuple[int, ...]

@@ -49,9 +49,11 @@ class ParallelDrafter(PairQueue):
         self._entries = 0  # committed pairs, and the sink before them
 
     @torch.inference_mode()
-    def propose(self, root_token: int, budget: Budget) -> DraftTree:
+    def propose(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> DraftTree:
         """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
-        return self._tree(self.refresh(), root_token, budget)
+        return self._tree(self.refresh(), root_token, budget, copied)
 
     def shape_name(self) -> str:
         """Names the shape of the network and of the rounds, for keeping measured costs apart."""
@@ -111,7 +113,9 @@ class ParallelDrafter(PairQueue):
         self._entries += len(x)
         return self.model.run(x, places + 1 - int(self.model.config.sink), attend)
 
-    def _tree(self, hidden: Tensor, root_token: int, budget: Budget) -> DraftTree:
+    def _tree(
+        self, hidden: Tensor, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> DraftTree:
         logits = self.model.logits(hidden)[0].float()
         top, ids = logits.topk(self.width, dim=-1)
         log_probs = top - logits.logsumexp(-1, keepdim=True)
@@ -122,4 +126,4 @@ class ParallelDrafter(PairQueue):
             leaves = tree.frontier(self.max_nodes)[0]
             shape = (len(leaves), self.width)
             tree.add(leaves, tokens[depth].expand(shape), log_probs[depth].expand(shape))
-        return tree.choose(root_token, budget, self.max_nodes)
+        return tree.choose(root_token, budget, self.max_nodes, copied)

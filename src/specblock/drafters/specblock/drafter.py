@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specblock.drafters.base import Budget, FixedBudget
+from specblock.drafters.choice import choose_tree
 from specblock.drafters.layers import additive, attend_cached
 from specblock.drafters.pairs import PairQueue
 from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
@@ -29,10 +30,9 @@ from specblock.tree.growth import (
     deduplicate,
     extend,
     first_pool,
-    prune,
     starters,
 )
-from specblock.tree.survival import endings, trim
+from specblock.tree.survival import endings
 
 _PREFILL_CHUNK = 256
 
@@ -88,7 +88,9 @@ class SpecBlockDrafter(PairQueue):
         self._entries = 0  # their cache entries, the sink included
 
     @torch.inference_mode()
-    def propose(self, root_token: int, budget: Budget) -> DraftTree:
+    def propose(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> DraftTree:
         """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
         first = self.first_block()
         factors = branching_factors(first.candidates, self.policy, first_block=True)
@@ -102,7 +104,7 @@ class SpecBlockDrafter(PairQueue):
             newest = generations[-1].candidates
             factors = branching_factors(newest, self.policy, first_block=False)
             pool = deduplicate(extend(pool, leaves, valid, newest, self.policy, factors))
-        return self._tree(pool, root_token, budget)
+        return self._tree(pool, root_token, budget, copied)
 
     def _leaves(self, pool: NodePool, factors: Tensor, budget: Budget) -> tuple[Tensor, Tensor]:
         """The nodes that start blocks, those where the walk most likely ends first."""
@@ -115,17 +117,10 @@ class SpecBlockDrafter(PairQueue):
         chosen = order[:count]
         return leaves[chosen], valid[chosen]
 
-    def _tree(self, pool: NodePool, root_token: int, budget: Budget) -> DraftTree:
-        """The most promising nodes, as many as the budget wants."""
-        root = torch.tensor(root_token, device=pool.tokens.device)
-        tree = prune(pool, root, self.max_nodes)
-        reached = budget.model.pool_survival(pool.log_probs, pool.rank_classes, pool.parents)
-        reached = reached.masked_fill(~pool.valid, 0.0)
-        reached, order = reached.sort(descending=True, stable=True)
-        reached, order = reached[: tree.num_draft], order[: tree.num_draft]
-        count = budget.nodes(reached, pool.blocks[order] > 0)
-        survival = budget.model.survival(tree.log_probs, tree.rank_classes, tree.parents)
-        return trim(tree, survival, count)
+    def _tree(
+        self, pool: NodePool, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> DraftTree:
+        return choose_tree(pool, pool.blocks > 0, root_token, budget, self.max_nodes, copied)
 
     def shape_name(self) -> str:
         """Names the shape of the network and of the rounds, for keeping measured costs apart."""

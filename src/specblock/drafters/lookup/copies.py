@@ -1,0 +1,74 @@
+"""What the text so far suggests, as a draft tree: no weights, no features, hardly any time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specblock.drafters.lookup.match import best, continuation, longest_match, merge
+from specblock.tree.draft_tree import DraftTree
+from specblock.tree.survival import COPIED
+
+_FIELDS = ("token", "parent", "depth", "score", "log_prob", "rank_class")
+
+
+class TextCopies:
+    """The text of a sequence, and what followed the last time it went like this.
+
+    The first token of the prompt is never shown and so not looked up.
+
+    Args:
+        depth: tokens copied from an occurrence.
+        continuations: occurrences that are copied, the newest first; 1 copies a chain.
+        shortest, longest: least and most tokens that are matched.
+        max_nodes: most draft nodes in a tree.
+
+    Raises ValueError for numbers below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 10,
+        continuations: int = 4,
+        shortest: int = 1,
+        longest: int = 16,
+        max_nodes: int = 60,
+    ):
+        if min(depth, continuations, shortest, max_nodes) < 1 or longest < shortest:
+            raise ValueError("depth, continuations, shortest and max_nodes are at least 1")
+        self.depth, self.continuations = depth, continuations
+        self.shortest, self.longest, self.max_nodes = shortest, longest, max_nodes
+        self.reset(0)
+
+    def reset(self, capacity: int) -> None:
+        """Start an empty text of about ``capacity`` tokens; it grows where more come."""
+        self._text = np.zeros(capacity, dtype=np.int64)
+        self._length = 0
+
+    def observe(self, tokens: Tensor) -> None:
+        """The tokens that came, int64 [n]: of the prompt all but the first, then every round's."""
+        end = self._length + len(tokens)
+        if end > len(self._text):
+            self._text = np.resize(self._text, 2 * end)
+        self._text[self._length : end] = tokens.cpu().numpy()
+        self._length = end
+
+    def tree(self, root_token: int, device: torch.device | str | None = None) -> DraftTree:
+        """A tree after the newest token; the root alone where nothing matches.
+
+        Its nodes are of the classes ``COPIED`` to ``COPIED + 3``, long matches first.
+        """
+        text = self._text[: self._length]
+        length, ends = longest_match(text, self.longest)
+        if length < self.shortest:
+            return DraftTree.root_only(root_token, device)
+        ends = ends[: self.continuations]
+        copies = [continuation(text, int(end), self.depth) for end in ends]
+        nodes = best(merge(copies, length), self.max_nodes)
+        nodes[0].token = root_token
+        for node in nodes[1:]:
+            node.rank_class += COPIED
+        columns = ([getattr(node, name) for node in nodes] for name in _FIELDS)
+        return DraftTree(*(torch.tensor(column, device=device) for column in columns))
