@@ -24,6 +24,7 @@ class FakeStats:
     speculative_rounds: int = 0
     drafted_nodes: int = 0
     accepted_by_depth: tuple[int, ...] = ()
+    rounds_by_nodes: dict[int, int] = field(default_factory=dict)
 
     @property
     def round_tokens(self):

@@ -103,7 +103,7 @@ class Row:
             draft_calls=counts.calls,
             offered_nodes=counts.offered,
             verified_nodes=stats.drafted_nodes,
-            rounds_by_nodes={str(nodes): n for nodes, n in sorted(counts.verified.items())},
+            rounds_by_nodes={str(nodes): n for nodes, n in sorted(stats.rounds_by_nodes.items())},
             accepted_by_depth=tuple(stats.accepted_by_depth),
             peak_bytes=answer.peak_bytes,
             token_ids=tuple(generation.token_ids),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -10,6 +11,7 @@ class GenerationStats:
     """Counters of one generation; seconds are wall-clock.
 
     ``rounds`` counts verifications, each of which yields at least one token.
+    ``rounds_by_nodes[n]`` counts rounds that verified n draft nodes, plain ones left out.
     ``accepted_by_depth[d]`` counts rounds that accepted more than d draft tokens.
     """
 
@@ -23,6 +25,7 @@ class GenerationStats:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     seconds: float = 0.0
+    rounds_by_nodes: Counter[int] = field(default_factory=Counter)
     accepted_by_depth: list[int] = field(default_factory=list)
 
     @property
@@ -47,7 +50,9 @@ class GenerationStats:
     def record(self, tokens: int, nodes: int) -> None:
         """One verification that yielded ``tokens`` from a tree of ``nodes`` draft nodes."""
         self.rounds += 1
-        self.speculative_rounds += nodes > 0
+        if nodes:
+            self.speculative_rounds += 1
+            self.rounds_by_nodes[nodes] += 1
         self.round_tokens += tokens
         self.drafted_nodes += nodes
         for depth in range(tokens - 1):

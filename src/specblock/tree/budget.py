@@ -46,14 +46,13 @@ class BudgetController:
     Below a lead of 0 the network is not asked. A later trial starts with a lead of `CREDIT`: about
     what it may lose. The more it did lose, the longer the wait for the next one, so that trials
     cost the share `trial_share` of the time where nothing is ever accepted. A text on which
-    speculation never pays costs little, one on which it stops to pay MAX_LEAD tokens of time. A
-    trial verifies TRIAL_NODES in any case, or a survival model that was disappointed once would
-    never see another outcome. Copies need no trials: whether they would have been right is seen in
-    every round. Equal rounds lead to equal choices.
+    speculation never pays costs CREDIT tokens of time and little more, one on which it stops to
+    pay MAX_LEAD tokens of time. A trial verifies TRIAL_NODES in any case, or a survival model that
+    was disappointed once would never see another outcome. Copies need no trials: whether they would
+    have been right is seen in every round. Equal rounds lead to equal choices.
     """
 
     MAX_LEAD = 6.0
-    FIRST_CREDIT = 3.0  # nothing is calibrated yet
     CREDIT = 1.0
     TRIAL_NODES = 2
     # Worth at least so many times its cost, whatever was learned: with no copies at hand the
@@ -64,9 +63,8 @@ class BudgetController:
         self, costs: CostTable, model: SurvivalModel | None = None, trial_share: float = 0.02
     ):
         self.costs, self.model = costs, model or SurvivalModel.fresh()
-        self.lead = self._granted = self.FIRST_CREDIT
         self._trial_share = trial_share
-        self._idle, self._wait = 0, 0
+        self.begin()
         self._surprise = _Recent(0.97, 0.0, 5.0)
         self._overall = _Recent(0.98, 1.0, costs.target_seconds(1))
         self._gain = _Recent(0.98, 4.0, 4.0)
@@ -86,9 +84,9 @@ class BudgetController:
         return self._asking.ratio
 
     def begin(self) -> None:
-        """Another text: what was gained on the last one is no reason to go on losing on this."""
-        self.lead = min(self.lead, self.CREDIT)
-        self._wait = min(self._wait, math.ceil(self.CREDIT / self._trial_share))
+        """Another text gets a trial of its own: what was won or lost on the last says little."""
+        self.lead = self._granted = self.CREDIT
+        self._idle, self._wait = 0, math.ceil(self.CREDIT / self._trial_share)
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
         """Whether this round asks the network. Starts a round.
