@@ -10,7 +10,7 @@ from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.specblock.checkpoint import save_checkpoint
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.engine import loading
-from specblock.engine.calibrate import Calibration, calibration_key, calibration_path
+from specblock.engine.calibrate import Calibration, _Alternating, calibration_key, calibration_path
 from specblock.engine.loading import assemble, find_drafter, load, load_drafter
 from specblock.errors import CheckpointError, ConfigError
 from specblock.target.linear import RouteTable
@@ -118,3 +118,14 @@ def test_which_drafter_is_meant(tmp_path, monkeypatch, caplog):
     assert find_drafter("smollm2-135m-instruct", "my/own").parts == ("my", "own")
     assert find_drafter("Qwen/Qwen3-0.6B", "auto") is None
     assert "decoding plainly" in caplog.text
+
+
+def test_the_overhead_of_a_round_leaves_out_every_call_that_the_table_has():
+    costs = CostTable({1: 1.0}, {1: 0.2}, {1: 0.25, 2: 0.5})
+    budget = _Alternating(8, 2, 3, costs)
+    for turn in range(6):
+        assert budget.speculate() == (turn < 3)
+        assert budget.asked == 0.0
+        for _ in range(7):  # levels of a deep drafter, 2 leaves each
+            assert budget.leaves(torch.tensor([0.5, 0.3, 0.1]), 3) == 2
+        assert budget.asked == pytest.approx(3.5)

@@ -208,11 +208,15 @@ def _synchronise(target: Target) -> None:
 
 
 class _Alternating(FixedBudget):
-    """Groups of speculating rounds and of plain ones in turn."""
+    """Groups of speculating rounds and of plain ones in turn.
 
-    def __init__(self, nodes: int, leaves: int, group: int):
+    ``asked``: by the table, the seconds of the later blocks or levels of the last drafted round.
+    """
+
+    def __init__(self, nodes: int, leaves: int, group: int, costs: CostTable):
         super().__init__(nodes, leaves)
         self.group, self.rounds = group, 0
+        self.costs, self.asked = costs, 0.0
 
     @property
     def settled(self) -> bool:
@@ -221,7 +225,13 @@ class _Alternating(FixedBudget):
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
         self.rounds += 1
+        self.asked = 0.0
         return (self.rounds - 1) // self.group % 2 == 0
+
+    def leaves(self, leaf_survival: torch.Tensor, max_leaves: int) -> int:
+        chosen = super().leaves(leaf_survival, max_leaves)
+        self.asked += self.costs.draft_next_seconds(chosen)
+        return chosen
 
 
 def _overhead(target: Target, drafter: Drafter, prompt: torch.Tensor, costs: CostTable) -> float:
@@ -231,18 +241,20 @@ def _overhead(target: Target, drafter: Drafter, prompt: torch.Tensor, costs: Cos
     that a machine whose speed has changed since the table was measured does not matter.
     """
     nodes, leaves, group, groups = 8, 2, 6, 12
-    budget, stats = _Alternating(nodes, leaves, group), GenerationStats()
+    budget, stats = _Alternating(nodes, leaves, group, costs), GenerationStats()
+    later: list[float] = []
     seconds: dict[bool, list[float]] = {True: [], False: []}
     before = before_speculative = 0
     for _ in decode(target, drafter, budget, prompt.tolist(), SamplingParams(), 512, stats):
         if stats.rounds and budget.settled:
             speculated = stats.speculative_rounds > before_speculative
             seconds[speculated].append(stats.seconds - before)
+            later += [budget.asked] if speculated else []
         before, before_speculative = stats.seconds, stats.speculative_rounds
         if stats.rounds >= group * groups:
             break
     if not (seconds[True] and seconds[False]):
         return 0.0  # the context was full before both kinds had been seen
     real, plain = _typical(seconds[True]), _typical(seconds[False])
-    own = costs.target_seconds(1)
-    return max(0.0, real / plain * own - costs.round_seconds(1, (leaves,), nodes))
+    known = costs.round_seconds(1, (), nodes) + _typical(later)
+    return max(0.0, real / plain * costs.target_seconds(1) - known)
