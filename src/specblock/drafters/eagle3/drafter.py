@@ -9,6 +9,7 @@ ancestors, whose entries lie behind the committed ones until the next refresh ov
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -107,6 +108,7 @@ class Eagle3Drafter(PairQueue):
         self.observe(features, tokens)
         first = self.first_level()
         entries, budget = self._entries, FixedBudget(8, 0)
+        grown = LevelTree(*self.candidates(first), budget.model)
 
         def refresh(count: int) -> None:
             self._entries = entries  # the same place every time
@@ -116,7 +118,7 @@ class Eagle3Drafter(PairQueue):
 
         def later(count: int) -> None:
             self._entries = entries
-            tree = LevelTree(*self.candidates(first), budget.model)
+            tree = copy(grown)  # a level more changes the tree
             starts = tree.frontier(count)[0]
             level = self.next_level(first, tree.rows(starts), tree.pool.tokens[starts])
             tree.add(starts, *self.candidates(level))
