@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.tree.cost_tables import CPU
 
-from specblock.tree.budget import BudgetController
+from specblock.tree.budget import BudgetController, CopiesController
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.survival import COPIED
 
@@ -91,3 +91,16 @@ def test_rounds_of_copies_pay_for_their_rows():
     control.update_without(nodes + 1)
     spent = control._overall.bottom - before
     assert spent == pytest.approx(CPU.target_seconds(nodes + 1) + CPU.overhead)
+
+
+def test_without_a_network_copies_are_all_there_is():
+    control = CopiesController(CPU)
+    assert not control.speculate(None)
+    assert control.copies() is None
+    assert not control.speculate(chain(0.97))
+    assert control.copies().num_draft >= 4
+    for _ in range(100):
+        assert not control.speculate(chain(0.6))
+        control.update_without(1)
+        control.drawn([50])
+    assert control.copies() is None

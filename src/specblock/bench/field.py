@@ -20,7 +20,7 @@ from specblock.bench.contender import Contender
 from specblock.bench.meter import MeteredDrafter
 from specblock.bench.methods import COMPILED, LOOKUP, NODES, MethodSpec, resolve
 from specblock.bench.shared import SharedTarget
-from specblock.drafters.base import BudgetController, Drafter, FixedBudget
+from specblock.drafters.base import BudgetController, CopiesController, Drafter, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter
@@ -213,6 +213,9 @@ def _speculator(
     metered = MeteredDrafter(drafter)
     if costs is None:
         return Speculator(target, tokenizer, metered, FixedBudget(NODES))
+    if isinstance(drafter, LookupDrafter):
+        alone = CopiesController(costs), costs, CopiesController(costs)
+        return Speculator(target, tokenizer, metered, *alone, copies=copies)
     greedy = BudgetController(costs, None if folder is None else load_survival(folder))
     sampling = BudgetController(costs)
     return Speculator(target, tokenizer, metered, greedy, costs, sampling, copies=copies)

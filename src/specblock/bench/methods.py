@@ -39,7 +39,9 @@ _COSTED = {"depth": 7, "top_k": 10}
 METHODS = {
     PLAIN: MethodSpec(None, False, "one token a step"),
     COMPILED: MethodSpec(None, False, "one token a step, the step compiled by PyTorch"),
-    LOOKUP: MethodSpec(None, True, "copies what followed the longest match in the text so far"),
+    LOOKUP: MethodSpec(
+        None, True, "copies what followed the longest match in the text so far", copies=True
+    ),
     "parallel": MethodSpec("parallel", True, "independent heads for the next positions"),
     "eagle3": MethodSpec(
         "eagle3", False, f"EAGLE-3: depth 7, top-k 10, {NODES} nodes every round", _EAGLE3

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from specblock.tree.budget import BudgetController
+from specblock.tree.budget import BudgetController, CopiesController
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.survival import SurvivalModel
 
@@ -88,4 +88,4 @@ class Drafter(Protocol):
         """The pairs that a round added. Costs nothing: they enter with the next first block."""
 
 
-__all__ = ["Budget", "BudgetController", "Drafter", "FixedBudget"]
+__all__ = ["Budget", "BudgetController", "CopiesController", "Drafter", "FixedBudget"]

@@ -193,3 +193,12 @@ class BudgetController:
             self.model = self.model.update(
                 copied.log_probs, copied.rank_classes, outcomes, aged=False
             )
+
+
+class CopiesController(BudgetController):
+    """The budget of decoding without a network: copies where they pay, else a plain step."""
+
+    def speculate(self, copied: DraftTree | None = None) -> bool:
+        """Never: there is nothing to ask. Starts a round."""
+        self._start(copied)
+        return False
