@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from specblock.drafters.base import BudgetController, FixedBudget
+from specblock.drafters.base import BudgetController, CopiesController, FixedBudget
 from specblock.drafters.specblock.checkpoint import save_checkpoint
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.engine import loading
@@ -66,6 +66,33 @@ def test_without_measuring_the_budget_is_fixed(folder, tmp_path):
     )
     assert isinstance(speculator.budget, FixedBudget)
     assert speculator.costs is None
+
+
+def test_lookup_needs_no_drafter(tmp_path):
+    assert find_drafter("any-model", "lookup") == "lookup"
+    speculator = assemble(make_target("llama"), make_tokenizer(), "lookup", cache_dir=tmp_path)
+    assert isinstance(speculator.budget, CopiesController)
+    speculator.budget.costs = CostTable({1: 1.0, 64: 1.1})  # a machine on which it pays
+    words = " ".join(["w7", "w8", "w9"] * 4)
+    settings = {"max_new_tokens": 40, "ignore_eos": True}
+    fast = speculator.generate(words, **settings)
+    assert fast.token_ids == speculator.generate(words, use_drafter=False, **settings).token_ids
+    assert fast.stats.speculative_rounds > 0
+    fixed = assemble(
+        make_target("llama"), make_tokenizer(), "lookup", budget="fixed", cache_dir=tmp_path
+    )
+    assert fixed.generate(words, **settings).token_ids == fast.token_ids
+    assert fixed.copies is None
+
+
+def test_a_network_gets_the_text_along_with_a_measured_budget(folder, tmp_path):
+    def loaded(**settings):
+        return assemble(
+            make_target("llama"), make_tokenizer(), folder, cache_dir=tmp_path, **settings
+        )
+
+    assert loaded().copies is not None
+    assert loaded(budget="fixed").copies is None
 
 
 def test_a_calibration_survives_json():

@@ -11,7 +11,11 @@ Model = Annotated[
     str, typer.Option(help="Embedded name, folder or hub id of the target.", show_default=True)
 ]
 Drafter = Annotated[
-    str, typer.Option(help="Folder of a drafter, 'auto' for the one that ships, or 'none'.")
+    str,
+    typer.Option(
+        help="Folder of a drafter, 'auto' for the one that ships, 'lookup' to draft from the text "
+        "alone (any model), or 'none'."
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
 Device = Annotated[str, typer.Option(help="A torch device such as cpu or cuda.")]

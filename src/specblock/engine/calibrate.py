@@ -135,7 +135,8 @@ def use_routes(target: Target, drafter: Drafter | None, routes: RouteTable) -> N
 
 
 def _drafter_linears(drafter: Drafter | None) -> list:
-    return [] if drafter is None else list(routed(drafter.model))
+    network = getattr(drafter, "model", None)  # lookup has none
+    return [] if network is None else list(routed(network))
 
 
 def _spare_memory() -> int:

@@ -58,8 +58,9 @@ def custom_generate(
     ``seed`` one is drawn from PyTorch's generator, so ``torch.manual_seed`` governs sampling.
 
     Args:
-        drafter: a drafter's folder, ``"auto"`` or None, as in :func:`specblock.load`. Its
-            tokenizer fingerprint is not checked: ``generate`` keeps the tokenizer to itself.
+        drafter: a drafter's folder, ``"lookup"``, ``"auto"`` or None, as in
+            :func:`specblock.load`. A drafter's tokenizer fingerprint is not checked: ``generate``
+            keeps the tokenizer to itself.
 
     ``generate`` of transformers does not hand a ``streamer`` on to callables; where one arrives it
     is served after each sequence. Use :meth:`specblock.Speculator.stream` to see tokens come.
@@ -108,6 +109,7 @@ def _continue(
         params,
         room,
         GenerationStats(),
+        copies=speculator.copies,
     )
     for tokens in rounds:
         for token in tokens:

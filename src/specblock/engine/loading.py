@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from specblock.drafters.base import BudgetController, Drafter, FixedBudget
+from specblock.drafters.base import BudgetController, CopiesController, Drafter, FixedBudget
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.lookup.copies import TextCopies
+from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter, read_config
 from specblock.drafters.registry import load_model as load_network
 from specblock.engine.calibrate import calibrate as measure
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+LOOKUP = "lookup"
 _log = logging.getLogger("specblock")
 
 
@@ -50,7 +52,8 @@ def load(
     Args:
         model: name of the embedded model, a Hugging Face id, or a folder.
         drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
-            decodes plainly for others; None decodes plainly.
+            decodes plainly for others; ``"lookup"`` drafts from the text so far alone, for any
+            model; None decodes plainly.
         dtype: float32, bfloat16, float16 or auto. device: cpu, cuda, cuda:1, ...
         threads: CPU threads; None leaves PyTorch's setting.
         budget: ``"measured"`` chooses leaves and nodes from this machine's measured costs, among
@@ -95,7 +98,7 @@ def _check_choices(budget: str, blocks: int, calibrate: str) -> None:
 def assemble(
     network,
     tokenizer,
-    folder: Path | None,
+    folder: Path | str | None,
     *,
     budget: str = "measured",
     blocks: int = 2,
@@ -104,32 +107,40 @@ def assemble(
     adapt: AdaptationConfig | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Speculator:
-    """A :class:`Speculator` around a model that is loaded already; see :func:`load`."""
-    drafter = None
-    layers: tuple[int, ...] = ()
-    if folder is not None:
+    """A :class:`Speculator` around a model that is loaded already; see :func:`load`.
+
+    ``folder`` is what :func:`find_drafter` returns.
+    """
+    drafter: Drafter | None = None
+    if folder == LOOKUP:
+        drafter = LookupDrafter()
+    elif folder is not None:
         drafter = load_drafter(folder, network, tokenizer, blocks=blocks)
-        layers = drafter.feature_layers
-    target = Target(network, layers)
+    target = Target(network, () if drafter is None else drafter.feature_layers)
     known = None if calibrate == "force" else load_calibration(target, drafter, cache_dir)
     if known is None and calibrate != "never":
         known = measure(target, drafter, cache_dir=cache_dir, on_step=on_step)
     elif known is not None:
         use_routes(target, drafter, known.routes)
     costs = None if known is None else known.costs
-    greedy = sampling = copies = None
-    if drafter is not None and budget == "measured" and costs is not None:
-        greedy = BudgetController(costs, load_survival(folder))
-        sampling, copies = BudgetController(costs), TextCopies()
-    elif drafter is not None:
-        greedy = FixedBudget()
-    return Speculator(target, tokenizer, drafter, greedy, costs, sampling, adapt, copies)
+    if drafter is None:
+        return Speculator(target, tokenizer, costs=costs, adapt=adapt)
+    if budget == "fixed" or costs is None:
+        return Speculator(target, tokenizer, drafter, FixedBudget(), costs, adapt=adapt)
+    if folder == LOOKUP:
+        budgets = CopiesController(costs), costs, CopiesController(costs)
+    else:
+        learned = BudgetController(costs, load_survival(folder))
+        budgets = learned, costs, BudgetController(costs)
+    return Speculator(target, tokenizer, drafter, *budgets, adapt, TextCopies())
 
 
-def find_drafter(model: str, drafter: str | Path | None) -> Path | None:
-    """The folder of the drafter asked for; None for plain decoding."""
+def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
+    """The folder of the drafter asked for, or ``LOOKUP``; None for plain decoding."""
     if drafter is None or drafter == "none":
         return None
+    if drafter == LOOKUP:
+        return LOOKUP
     if drafter != "auto":
         return Path(drafter)
     # the converted model's folder is the name with a digest behind it
@@ -137,7 +148,9 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | None:
         shipped = Path(str(resources.files("specblock") / "weights" / DEFAULT_MODEL))
         if (shipped / "config.json").is_file():
             return shipped
-    _log.warning("There is no shipped drafter for %s: decoding plainly.", model)
+    _log.warning(
+        "There is no shipped drafter for %s: decoding plainly; 'lookup' drafts without one.", model
+    )
     return None
 
 
