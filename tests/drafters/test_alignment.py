@@ -152,3 +152,19 @@ def test_a_proposal_needs_a_new_pair():
     drafter.reset(LENGTH)
     with pytest.raises(ValueError, match="newest pair"):
         drafter.propose(1, FixedBudget())
+
+
+def test_of_a_long_prompt_the_last_pairs_are_read():
+    drafter = make_drafter()
+    count = drafter.prompt_pairs + 40
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(count, 96, generator=generator)
+    tokens = torch.randint(0, 97, (count,), generator=generator)
+    last = slice(count - drafter.prompt_pairs, count)
+    trees = []
+    for part in (slice(0, count), last):
+        drafter.reset(count + 8)
+        drafter.prefill(features[part], tokens[part])
+        trees.append(drafter.propose(int(tokens[-1]), FixedBudget(12)))
+    assert trees[0].tokens.tolist() == trees[1].tokens.tolist()
+    torch.testing.assert_close(trees[0].log_probs, trees[1].log_probs)

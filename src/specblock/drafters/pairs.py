@@ -10,7 +10,15 @@ class PairQueue:
     """Base of drafters whose next forward reads all pairs observed since the last one.
 
     Subclasses call :meth:`forget_pairs` in ``reset`` and :meth:`take_pairs` in that forward.
+
+    Attributes:
+        prompt_pairs: of a longer prompt only so many last pairs are read: the positions of rotary
+            embeddings are relative, what lies far back changes little of what a drafter says, and
+            what is repeated from there is copied from the text anyway. Reading all of a long prompt
+            costs as much as several tokens.
     """
+
+    prompt_pairs = 128
 
     _pending: list[tuple[Tensor, Tensor]]
 
@@ -20,7 +28,7 @@ class PairQueue:
 
     def prefill(self, features: Tensor, tokens: Tensor) -> None:
         """The prompt's pairs; they enter the cache with the first forward."""
-        self.observe(features, tokens)
+        self.observe(features[-self.prompt_pairs :], tokens[-self.prompt_pairs :])
 
     def observe(self, features: Tensor, tokens: Tensor) -> None:
         """The pairs that a round added: ``features [n, F * H]``, ``tokens`` int64 [n]."""
