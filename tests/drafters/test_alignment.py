@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.tiny import make_drafter as tiny_drafter
 
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.specblock.config import SpecBlockConfig
@@ -155,7 +156,7 @@ def test_a_proposal_needs_a_new_pair():
 
 
 def test_of_a_long_prompt_the_last_pairs_are_read():
-    drafter = make_drafter()
+    drafter = tiny_drafter()
     count = drafter.prompt_pairs + 40
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(count, 96, generator=generator)
