@@ -48,6 +48,21 @@ def test_the_accepted_length_is_pooled_and_per_request():
     assert found["limit"] is None
 
 
+def test_methods_are_paired_with_what_shows_their_worth():
+    rows = [
+        row("a", "eagle3-full", 11, 10.0, draft_seconds=4.0),
+        row("b", "eagle3-full", 11, 20.0, draft_seconds=4.0),
+        row("a", "specblock", 11, 5.0, draft_seconds=1.0),
+        row("b", "specblock", 11, 20.0, draft_seconds=1.0),
+    ]
+    names = ["specblock", "eagle3-full", "plain"]
+    (pair,) = Summary(rows).pairs(names)
+    assert (pair["method"], pair["over"]) == ("specblock", "eagle3-full")
+    assert pair["speedup"]["median"] == pytest.approx(1.5)
+    assert pair["draft_seconds"]["median"] == pytest.approx(0.25)
+    assert Summary(rows).pairs(names[:1]) == []
+
+
 def test_speed_ups_by_prompt_pooled_and_by_task():
     rows = [
         row("a", "plain", 11, 10.0, task="x"),

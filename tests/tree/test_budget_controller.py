@@ -206,6 +206,30 @@ def test_another_text_gets_a_trial_at_once_and_no_old_credit():
     assert rich.lead == rich.CREDIT
 
 
+def test_texts_on_which_nothing_pays_are_tried_less_and_less():
+    def tries(control: BudgetController, good: bool) -> list[bool]:
+        tried = []
+        for _ in range(60):
+            control.begin()
+            tried.append(False)
+            for _ in range(20):
+                if control.speculate():
+                    tried[-1] = True
+                    nodes = control.nodes(torch.full((4,), 0.9 if good else 0.0).cumprod(0))
+                    fields = torch.zeros(nodes + 1), torch.zeros(nodes + 1).long()
+                    control.update(*fields, [[]] * (4 if good else 1))
+                else:
+                    control.update_without()
+        return tried
+
+    assert all(tries(BudgetController(CPU), good=True))
+    control = BudgetController(CPU)
+    poor = tries(control, good=False)
+    assert all(poor[:4])
+    assert 2 <= sum(poor[-30:]) <= 5
+    assert all(tries(control, good=True)[-10:]), "it finds out that texts have become better"
+
+
 def rounds_until_off(control: BudgetController, survival: torch.Tensor, tokens: int) -> int:
     """Rounds in which the model expects `survival` and `tokens` come, till speculation is off."""
     for count in range(200):

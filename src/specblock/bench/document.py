@@ -24,6 +24,7 @@ from specblock.tree.cost import CostTable
 __all__ = [
     "markdown",
     "methods_rows",
+    "pairs_rows",
     "read_report",
     "regenerate",
     "rounds_rows",
@@ -55,18 +56,21 @@ def read_report(path: str | Path) -> dict[str, Any]:
         raise SpecBlockError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, KeyError, TypeError):
         raise SpecBlockError(f"{path} is no report of `specblock bench --json`.") from None
-    methods = Summary(rows, costs, seed).methods(names)
+    summary = Summary(rows, costs, seed)
+    methods = summary.methods(names)
     if not all("draft_calls" in row for row in report["rows"]):  # not counted yet: not none
         unknown = ("draft_calls", "offered_nodes", "verified_nodes")
         for figures in methods.values():
             figures.update({f"{name}_per_round": None for name in unknown})
-    return {**report, "methods": methods}
+    return {**report, "methods": methods, "pairs": summary.pairs(names)}
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The tables of a report with what they were measured on."""
     parts = [_measured_on(report), _table(methods_rows(report)), _table(rounds_rows(report))]
-    tasks = tasks_rows(report)
+    pairs, tasks = pairs_rows(report), tasks_rows(report)
+    if len(pairs) > 1:
+        parts.append(_table(pairs))
     if len(tasks) > 2:
         parts += ["Speed-up of decoding by task, τ behind it:", _table(tasks)]
     return "\n\n".join([*parts, _divergences(report)]) + "\n"
@@ -105,6 +109,16 @@ def rounds_rows(report: Mapping[str, Any]) -> Table:
         "share of the limit": lambda m: percent((m["limit"] or {}).get("share")),
     }
     return _by_method(report, cells, "per round")
+
+
+def pairs_rows(report: Mapping[str, Any]) -> Table:
+    """Methods against each other, one pair a row."""
+    table = [["method over method", "decoding", "end to end", "drafting time"]]
+    for pair in report.get("pairs", ()):
+        names = f"{pair['method']} over {pair['over']}"
+        cells = (pair["speedup"], pair["end_to_end_speedup"], pair["draft_seconds"])
+        table.append([names, *map(interval, cells)])
+    return table
 
 
 def tasks_rows(report: Mapping[str, Any]) -> Table:

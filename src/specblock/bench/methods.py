@@ -9,7 +9,7 @@ from typing import Any
 
 from specblock.errors import ConfigError
 
-__all__ = ["COMPILED", "LOOKUP", "METHODS", "NODES", "PLAIN", "MethodSpec", "resolve"]
+__all__ = ["COMPILED", "LOOKUP", "METHODS", "NODES", "PAIRS", "PLAIN", "MethodSpec", "resolve"]
 
 PLAIN, COMPILED, LOOKUP = "plain", "plain-compiled", "lookup"
 NODES = 60  # of a fixed budget, as EAGLE-3 and SpecBlock are published
@@ -69,6 +69,16 @@ METHODS = {
         "specblock", True, "what ships: specblock-cost with copies of the text", copies=True
     ),
 }
+
+# Which method shows what another is worth: drafters under the same rule, and what the text alone
+# would have done.
+PAIRS = (
+    ("specblock-paper", "eagle3"),
+    ("specblock-cost", "eagle3-cost"),
+    ("specblock", "eagle3-full"),
+    ("specblock", "lookup"),
+    ("specblock", "specblock-cost"),
+)
 
 
 def resolve(names: Sequence[str]) -> dict[str, MethodSpec]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from specblock.bench.document import methods_rows, rounds_rows, tasks_rows
+from specblock.bench.document import methods_rows, pairs_rows, rounds_rows, tasks_rows
 from specblock.bench.plots import draw_plots
 
 __all__ = ["page"]
@@ -58,7 +58,8 @@ def _section(title: str, report: Mapping[str, Any]) -> str:
     )
     return (
         f"<h2>{escape(title)}</h2>{_methods(report)}"
-        f"{_table(methods_rows(report))}{_table(rounds_rows(report))}{figures}"
+        f"{_table(methods_rows(report))}{_table(rounds_rows(report))}"
+        f"{_table(pairs_rows(report))}{figures}"
         f"<h3>By task: speed-up of decoding; τ</h3>{_table(tasks_rows(report))}"
         f"<h3>Differences from plain decoding</h3>{_divergences(report)}"
         f"<h3>Measured on</h3>{_facts(report)}"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specblock.bench.intervals import RESAMPLES, Interval, bootstrap_median, bootstrap_ratio
-from specblock.bench.methods import PLAIN
+from specblock.bench.methods import PAIRS, PLAIN
 from specblock.bench.rows import Row
 from specblock.tree.cost import CostTable
 
@@ -47,6 +47,14 @@ class Summary:
     def methods(self, names: Sequence[str]) -> dict[str, Any]:
         """The figures of every method named."""
         return {name: self._method(name) for name in names}
+
+    def pairs(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """The methods of :data:`PAIRS` against each other, where both were measured."""
+        return [
+            {"method": own, "over": rival, **self._versus(self._of(own), self._of(rival))}
+            for own, rival in PAIRS
+            if own in names and rival in names
+        ]
 
     def _method(self, name: str) -> dict[str, Any]:
         own, plain = self._of(name), self._of(PLAIN)

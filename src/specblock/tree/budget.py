@@ -47,7 +47,8 @@ class BudgetController:
     what it may lose. The more it did lose, the longer the wait for the next one, so that trials
     cost the share `trial_share` of the time where nothing is ever accepted. A text on which
     speculation never pays costs CREDIT tokens of time and little more, one on which it stops to
-    pay MAX_LEAD tokens of time. A trial verifies TRIAL_NODES in any case, or a survival model that
+    pay MAX_LEAD tokens of time; where fewer than half of the texts paid, others go without a trial
+    at their start. A trial verifies TRIAL_NODES in any case, or a survival model that
     was disappointed once would never see another outcome. Copies need no trials: whether they would
     have been right is seen in every round. Equal rounds lead to equal choices.
     """
@@ -58,12 +59,14 @@ class BudgetController:
     # Worth at least so many times its cost, whatever was learned: with no copies at hand the
     # network is always asked, with weak ones nearly always.
     LEAST_WORTH = 1.25
+    LEAST_TRIED = 0.1  # of the texts; all are, while half of those tried have paid
 
     def __init__(
         self, costs: CostTable, model: SurvivalModel | None = None, trial_share: float = 0.02
     ):
         self.costs, self.model = costs, model or SurvivalModel.fresh()
         self._trial_share = trial_share
+        self._won, self._due, self._tried = _Recent(0.9, 5.0, 5.0), 0.0, False
         self.begin()
         self._surprise = _Recent(0.97, 0.0, 5.0)
         self._overall = _Recent(0.98, 1.0, costs.target_seconds(1))
@@ -84,9 +87,15 @@ class BudgetController:
         return self._asking.ratio
 
     def begin(self) -> None:
-        """Another text gets a trial of its own: what was won or lost on the last says little."""
-        self.lead = self._granted = self.CREDIT
-        self._idle, self._wait = 0, math.ceil(self.CREDIT / self._trial_share)
+        """Another text gets a trial of its own; fewer and fewer do where hardly any has paid."""
+        if self._tried:
+            self._won.add(float(self.lead >= self.CREDIT), 1.0)
+        self._due = min(self._due, 1.0) + max(self.LEAST_TRIED, 2.0 * self._won.ratio)
+        starts = self._due >= 1.0
+        self._due -= starts
+        self.lead = self._granted = self.CREDIT if starts else -self.CREDIT
+        self._idle, self._tried = 0, False
+        self._wait = math.ceil(self.CREDIT / self._trial_share)
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
         """Whether this round asks the network. Starts a round.
@@ -102,7 +111,7 @@ class BudgetController:
             backlog = self.costs.draft_first_seconds(self._idle) * self.costs.plain_rate
             self.lead, self._granted = self.CREDIT, self.CREDIT + backlog
         if chosen:
-            self._idle = 0
+            self._idle, self._tried = 0, True
         return chosen
 
     def _start(self, copied: DraftTree | None) -> None:
