@@ -55,7 +55,7 @@ class AdaptationConfig(StrictConfig):
     # deciding on it
     horizon_tokens: Count = 20_000
     prior_gain: Annotated[float, Field(ge=-1, lt=1)] = 0.02  # expected of an arm never tried
-    exploration_seconds: Annotated[float, Field(ge=0)] = 5.0
+    exploration_seconds: Annotated[float, Field(ge=0)] = 1.0
     exploration_share: Annotated[float, Field(ge=0, le=1)] = 0.005  # of the decoding seconds
     first_update_seconds: Positive = 3.0  # what updating the heads is taken to cost at first
     discount: Share = 0.99  # what a decision leaves of the weight of earlier experience
