@@ -1,7 +1,6 @@
 """The published checkpoint layout: converted, loaded, and held against an independent network.
 
-The reference below computes one (position, slot) entry at a time in float64, straight from the
-stored tensors; it shares no code with the package.
+The reference computes one (position, slot) entry at a time in float64; it shares no code with us.
 """
 
 import json
