@@ -13,7 +13,6 @@ from specblock.tree.cost import (
     CostTable,
     choose_leaves,
     choose_nodes,
-    should_speculate,
 )
 
 
@@ -134,7 +133,7 @@ def test_pricing_time_beats_the_best_ratio_of_every_round():
     assert history[-1] > speed(None) * 1.01
 
 
-def test_off_below_plain_and_back_after_the_wait():
-    assert should_speculate(0.0, 0, 50)
-    assert not should_speculate(-0.1, 49, 50)
-    assert should_speculate(-0.1, 50, 50)
+def test_nodes_within_is_the_most_that_the_seconds_pay_for():
+    for seconds in (0.0, 39.9, 40.0, 60.0, 61.0, 66.0, 94.9, 200.0, 1e9):
+        wanted = sum(CPU.target_seconds(nodes + 1) <= seconds for nodes in range(1, 129))
+        assert CPU.nodes_within(seconds) == wanted

@@ -13,33 +13,22 @@ from typing import Any
 
 from specblock.config import GenerationConfig
 
-__all__ = ["Divergence", "Thresholds", "classify", "first_difference", "thresholds_for"]
+__all__ = ["Divergence", "classify", "first_difference", "near_tie_limit"]
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """Largest margin that counts as a near-tie: in logits (greedy) or probability (sampled)."""
-
-    dtype: str
-    logits: float
-    probability: float
-
-
-# The rounding of a whole forward, with a wide allowance: fp32 logits of two routes differ by about
+# Largest margin, in logits, that counts as a near-tie: the rounding of a whole forward, with a wide
+# allowance: fp32 logits of two routes differ by about
 # 1e-5, half-precision ones by a few units in the last place of a logit of about 20.
-THRESHOLDS = {
-    "float32": Thresholds("float32", 1e-3, 1e-4),
-    "float16": Thresholds("float16", 0.1, 0.02),
-    "bfloat16": Thresholds("bfloat16", 0.5, 0.1),
-}
+NEAR_TIES = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 
 
 @dataclass(frozen=True)
 class Divergence:
     """One output that is not plain decoding's; ``position`` counts new tokens from 0.
 
-    ``margin`` is None where no draw of the target could explain the difference: the outputs hold
-    the same tokens but ended for different reasons.
+    ``margin`` is in logits (see :func:`specblock.tree.sampling.draw_margin`); None where no draw of
+    the target could explain the difference: the outputs hold the same tokens but ended for
+    different reasons.
     """
 
     id: str
@@ -52,9 +41,9 @@ class Divergence:
         return asdict(self)
 
 
-def thresholds_for(dtype: Any) -> Thresholds:
-    """The thresholds of a torch dtype or its name; an unknown one gets float32's."""
-    return THRESHOLDS.get(str(dtype).removeprefix("torch."), THRESHOLDS["float32"])
+def near_tie_limit(dtype: Any) -> float:
+    """The largest near-tie of a torch dtype or its name; an unknown one gets float32's."""
+    return NEAR_TIES.get(str(dtype).removeprefix("torch."), NEAR_TIES["float32"])
 
 
 def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
@@ -89,10 +78,8 @@ def classify(
         return Divergence(id, method, len(plain.token_ids), "bug", None)
     prefix = [*prompt_ids, *plain.token_ids[:position]]
     margin = _margin(speculator.target, prefix, len(prompt_ids), config)
-    limits = thresholds_for(speculator.target.dtype)
-    params = config.sampling()
-    limit = limits.logits if params.greedy else limits.probability
-    return Divergence(id, method, position, "near-tie" if margin <= limit else "bug", margin)
+    kind = "near-tie" if margin <= near_tie_limit(speculator.target.dtype) else "bug"
+    return Divergence(id, method, position, kind, margin)
 
 
 def _margin(

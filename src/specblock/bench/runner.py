@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from specblock.bench.contender import Answer, Method
-from specblock.bench.divergence import Divergence, classify, thresholds_for
+from specblock.bench.divergence import Divergence, classify, near_tie_limit
 from specblock.bench.environment import describe_environment
 from specblock.bench.intervals import RESAMPLES
 from specblock.bench.journal import Journal, digest_of
@@ -236,7 +236,7 @@ class _Bench:
 
     def report(self, resamples: int = RESAMPLES) -> dict[str, Any]:
         """Everything measured so far, as JSON values."""
-        thresholds = thresholds_for(self.environment.get("dtype", "float32"))
+        dtype = self.environment.get("dtype", "float32")
         summary = Summary(self.rows, self.costs, self.seed, resamples)
         return {
             "methods": summary.methods(list(self.methods)),
@@ -244,7 +244,7 @@ class _Bench:
             "environment": {**self.environment, "process_peak_bytes": _process_peak_bytes()},
             "settings": {"generation": self.config.to_dict(), "seed": self.seed, **self.about},
             "accepted_length_is": TAU,
-            "near_tie_thresholds": vars(thresholds),
+            "near_tie_thresholds": {"dtype": dtype, "logits": near_tie_limit(dtype)},
             "costs": {name: table.to_dict() for name, table in self.costs.items()},
             "skipped": self.skipped,
             "rows": [row.to_dict() for row in self.rows],

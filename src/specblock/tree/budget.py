@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from specblock.tree.accept import follow
-from specblock.tree.cost import CostTable, best_nodes, choose_leaves, should_speculate
+from specblock.tree.cost import CostTable, best_nodes, choose_leaves
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.survival import SurvivalModel, Trials, trim
 
@@ -39,39 +37,32 @@ class BudgetController:
       without, by the probability that the walk ended at one of their leaves;
     * `asking_gain`: the same of the network's nodes, by the probability that the copies end at the
       root;
-    * `lead`: tokens by which asking the network is ahead of doing without in the same seconds, at
-      most `MAX_LEAD`. A round adds the tokens that the survival model expected, which vary far less
-      than those that came, corrected by the recent mean difference of the two.
+    * `account`: the plain steps that this text may still lose. It starts with `CREDIT`, every token
+      adds `ALLOWANCE`, every round what it won or lost against plain decoding, up to `CEILING`.
 
-    Below a lead of 0 the network is not asked. A later trial starts with a lead of `CREDIT`: about
-    what it may lose. The more it did lose, the longer the wait for the next one, so that trials
-    cost the share `trial_share` of the time where nothing is ever accepted. A text on which
-    speculation never pays costs CREDIT tokens of time and little more, one on which it stops to
-    pay MAX_LEAD tokens of time; where fewer than half of the texts paid, others go without a trial
-    at their start. A trial verifies TRIAL_NODES in any case, or a survival model that
-    was disappointed once would never see another outcome. Copies need no trials: whether they would
-    have been right is seen in every round. Equal rounds lead to equal choices.
+    No round may cost more than the account covers if nothing of it is accepted; where that leaves
+    no round, the next token is decoded plainly. So whatever drafter and copies claim, by the cost
+    table a text of n tokens takes no longer than n (1 + ALLOWANCE) + CREDIT plain steps, and a text
+    that stops to pay loses no more than CEILING of what it won. Where fewer and fewer texts end
+    ahead of plain decoding, later ones get less to lose. Equal rounds lead to equal choices.
     """
 
-    MAX_LEAD = 6.0
     CREDIT = 1.0
-    TRIAL_NODES = 2
+    ALLOWANCE = 0.02
+    CEILING = 6.0
     # Worth at least so many times its cost, whatever was learned: with no copies at hand the
     # network is always asked, with weak ones nearly always.
     LEAST_WORTH = 1.25
-    LEAST_TRIED = 0.1  # of the texts; all are, while half of those tried have paid
+    # Shares of credit and allowance: all while so many of the texts end ahead, never less than.
+    ENOUGH_WON, LEAST_TRUST = 2 / 3, 0.05
 
-    def __init__(
-        self, costs: CostTable, model: SurvivalModel | None = None, trial_share: float = 0.02
-    ):
+    def __init__(self, costs: CostTable, model: SurvivalModel | None = None):
         self.costs, self.model = costs, model or SurvivalModel.fresh()
-        self._trial_share = trial_share
-        self._won, self._due, self._tried = _Recent(0.9, 5.0, 5.0), 0.0, False
-        self.begin()
-        self._surprise = _Recent(0.97, 0.0, 5.0)
+        self._won, self._tried, self.account = _Recent(0.9, 5.0, 5.0), False, 0.0
         self._overall = _Recent(0.98, 1.0, costs.target_seconds(1))
         self._gain = _Recent(0.98, 4.0, 4.0)
         self._asking = _Recent(0.98, 4.0, 4.0)
+        self.begin()
         self._start(None)
 
     @property
@@ -87,15 +78,18 @@ class BudgetController:
         return self._asking.ratio
 
     def begin(self) -> None:
-        """Another text gets a trial of its own; fewer and fewer do where hardly any has paid."""
+        """Another text: a new account, smaller where hardly any text has paid.
+
+        What a text had no use for is added to the next one's credit, up to the whole: small shares
+        add up to a round, or nobody would find out that texts have become better.
+        """
+        unused = 0.0 if self._tried else self.account
         if self._tried:
-            self._won.add(float(self.lead >= self.CREDIT), 1.0)
-        self._due = min(self._due, 1.0) + max(self.LEAST_TRIED, 2.0 * self._won.ratio)
-        starts = self._due >= 1.0
-        self._due -= starts
-        self.lead = self._granted = self.CREDIT if starts else -self.CREDIT
-        self._idle, self._tried = 0, False
-        self._wait = math.ceil(self.CREDIT / self._trial_share)
+            self._won.add(float(self._ahead >= 0.0), 1.0)
+        trust = min(1.0, max(self.LEAST_TRUST, self._won.ratio / self.ENOUGH_WON))
+        self.account = min(self.CREDIT, unused + trust * self.CREDIT)
+        self._allowance = trust * self.ALLOWANCE
+        self._ahead, self._tried, self._pending = 0.0, False, 1
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
         """Whether this round asks the network. Starts a round.
@@ -105,17 +99,20 @@ class BudgetController:
                 `COPIED` on.
         """
         self._start(copied)
-        chosen = should_speculate(self.lead, self._idle, self._wait) and self._worth_asking()
-        if chosen and self.lead < 0:
-            # The drafter has to catch up with the plain rounds first.
-            backlog = self.costs.draft_first_seconds(self._idle) * self.costs.plain_rate
-            self.lead, self._granted = self.CREDIT, self.CREDIT + backlog
-        if chosen:
-            self._idle, self._tried = 0, True
-        return chosen
+        return self._affordable(self._drafting()) >= 1 and self._worth_asking()
+
+    def _drafting(self) -> float:
+        """Seconds of what the network was asked for in this round, its first block at least."""
+        later = sum(self.costs.draft_next_seconds(count) for count in self._leaves)
+        return self.costs.draft_first_seconds(self._pending) + later
+
+    def _affordable(self, spent: float) -> int:
+        """How many nodes the account covers, after so many seconds, if none is accepted."""
+        seconds = (1.0 + self.account) * self.costs.target_seconds(1)
+        return self.costs.nodes_within(seconds - spent - self.costs.overhead)
 
     def _start(self, copied: DraftTree | None) -> None:
-        self._leaves, self._leaf_mass, self._expected = [], 0.0, 1.0
+        self._leaves, self._leaf_mass = [], 0.0
         self._copied, self._copy_nodes, self._ending = copied, 0, 1.0
         self._survival = self._reached = None
         if copied is None or copied.num_draft == 0:
@@ -130,13 +127,13 @@ class BudgetController:
         plain = 1.0 - price * self.costs.target_seconds(1)
         if self._reached is None:
             return 0, plain
-        nodes, value = best_nodes(self._reached, self.costs, 0.0, price)
+        nodes, value = best_nodes(self._reached[: self._affordable(0.0)], self.costs, 0.0, price)
         value -= price * self.costs.overhead
         return (nodes, value) if nodes and value > plain else (0, plain)
 
     def _worth_asking(self) -> bool:
         """Whether what the network may add to the copies is worth its time."""
-        cost = self.price * self.costs.draft_first_seconds(1)
+        cost = self.price * self.costs.draft_first_seconds(1)  # the backlog is due anyway
         return max(self.asking_gain, self.LEAST_WORTH * cost) * self._ending >= cost
 
     def copies(self) -> DraftTree | None:
@@ -148,6 +145,9 @@ class BudgetController:
     def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
         """How many of the leaves (float [n], see `choose_leaves`) start a block."""
         chosen = choose_leaves(leaf_survival, self.block_gain, self.costs, self.price, max_leaves)
+        spent = self._drafting()
+        while chosen and self._affordable(spent + self.costs.draft_next_seconds(chosen)) < 2:
+            chosen -= 1  # what the block proposes must have a place
         self._leaves.append(chosen)
         self._leaf_mass += float(leaf_survival[:chosen].sum())
         return chosen
@@ -166,33 +166,31 @@ class BudgetController:
             self._gain.add(value - first, self._leaf_mass)
         gained = value - price * self.costs.overhead - self._without(price)[1]
         self._asking.add(gained, self._ending)
-        if self.lead <= self.CREDIT:
-            chosen = max(chosen, min(self.TRIAL_NODES, len(survival)))
-        self._expected = 1.0 + float(survival[:chosen].sum())
-        return chosen
+        # one at least, or a survival model that was disappointed would never see another outcome
+        return max(min(chosen, self._affordable(self._drafting())), min(1, len(survival)))
 
     def update(self, log_probs: Tensor, rank_classes: Tensor, trials: Trials) -> None:
         """After a round of the network: fields of the verified tree, trials of its acceptance."""
         self.model = self.model.update(log_probs, rank_classes, trials)
         tokens = len(trials)  # every visited node yields one
-        # The refresh of a round's own tokens is its cost, not the backlog after plain rounds.
-        seconds = self.costs.round_seconds(tokens, tuple(self._leaves), len(log_probs) - 1)
-        self._overall.add(tokens, seconds)
-        self._surprise.add(tokens - self._expected, 1.0)
-        rate = self.costs.plain_rate
-        gained = self._expected + self._surprise.ratio - seconds * rate - self._without(rate)[1]
-        self.lead = min(self.lead + gained, self.MAX_LEAD)
-        if self.lead >= min(self._granted + self.CREDIT, self.MAX_LEAD):
-            self._granted = self.CREDIT  # what was lost came back
-        elif self.lead < 0:
-            self._wait = math.ceil((self._granted - self.lead) / self._trial_share)
+        nodes = len(log_probs) - 1
+        seconds = self._drafting() + self.costs.target_seconds(nodes + 1) + self.costs.overhead
+        self._pending = 0
+        self._book(tokens, seconds, tried=True)
 
     def update_without(self, tokens: int = 1) -> None:
         """After a round without the network, which yielded ``tokens``."""
-        self._idle += 1
         nodes = self._copy_nodes
         seconds = self.costs.target_seconds(nodes + 1) + (self.costs.overhead if nodes else 0.0)
+        self._book(tokens, seconds, tried=nodes > 0)
+
+    def _book(self, tokens: int, seconds: float, tried: bool) -> None:
+        won = tokens - seconds * self.costs.plain_rate
+        self._ahead += won
+        self.account = min(self.account + won + self._allowance * tokens, self.CEILING)
         self._overall.add(tokens, seconds)
+        self._pending += tokens  # pairs that the network has not read yet
+        self._tried |= tried
 
     def drawn(self, tokens: list[int]) -> None:
         """After any round: the text that the target drew, which tells how good the copies were."""

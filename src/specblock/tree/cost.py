@@ -98,6 +98,11 @@ class CostTable:
         verify = self.target_seconds(nodes + 1)
         return self.draft_first_seconds(pairs) + later + verify + self.overhead
 
+    def nodes_within(self, seconds: float, most: int = 128) -> int:
+        """How many draft nodes can be verified in so many seconds."""
+        rows = self._curves["target"].first(most + 2)[2:]  # the root is a row too
+        return int(torch.searchsorted(rows, seconds, right=True))
+
     @property
     def plain_rate(self) -> float:
         """Tokens per second of plain decoding."""
@@ -157,17 +162,6 @@ def choose_leaves(
     gains = block_gain * _sums(leaf_survival[:max_leaves])
     seconds = costs._curves["draft_next"].first(len(gains))
     return int((gains - rate * seconds).argmax())
-
-
-def should_speculate(lead: float, idle_rounds: int, wait: int) -> bool:
-    """Whether to draft in this round at all.
-
-    Args:
-        lead: tokens by which speculation is ahead of plain decoding (see BudgetController).
-        idle_rounds: plain rounds since speculation went off.
-        wait: how many of them before it gets another trial.
-    """
-    return lead >= 0.0 or idle_rounds >= wait
 
 
 def _sums(values: Tensor) -> Tensor:

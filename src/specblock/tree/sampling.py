@@ -1,8 +1,8 @@
 """How one token is drawn from one row of target logits.
 
 Plain decoding and tree acceptance call the same `draw`, and its only randomness is
-`uniform(seed, position)`. A token therefore depends on nothing but its prefix, the settings and
-the seed: whatever a tree proposes, the drawn text is the text that plain decoding draws.
+`gumbel(seed, position, token)`. A token therefore depends on nothing but its prefix, the settings
+and the seed: whatever a tree proposes, the drawn text is the text that plain decoding draws.
 
 The filters follow transformers' logits processors, in transformers' order: repetition penalty,
 (frequency and presence penalty, as in the OpenAI API), temperature, top-k, top-p, min-p.
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specblock.tree.noise import gumbel
+
 GREEDY_BELOW = 1e-5  # dividing by less than this overflows float32 for ordinary logits
 BAD_LOGITS = (
     "The target's logits hold NaN or infinity, or no possible token; try dtype float32 and check "
     "the model's weights."
 )
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,6 @@ def _require(holds: bool, name: str, wanted: str, value: object) -> None:
         raise ValueError(f"{name} must be {wanted}, not {value!r}; correct it and try again.")
 
 
-def uniform(seed: int, position: int) -> float:
-    """Noise of one absolute position, in [0, 1), a multiple of 2**-53.
-
-    Output number `position` of a SplitMix64 stream that starts at the scrambled seed. Pure integer
-    arithmetic, so that it is the same on every platform.
-    """
-    start = _scramble((seed + _GOLDEN) & _MASK)
-    return (_scramble((start + (position + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53
-
-
-def _scramble(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
-
-
 def process(
     logits: Tensor, params: SamplingParams, context: Sequence[int] | Tensor, prompt_length: int
 ) -> Tensor:
@@ -131,22 +116,21 @@ def draw(
 ) -> int:
     """The target's token at an absolute position.
 
-    Greedy: arg-max of the processed logits, the lowest id on ties. Sampled: inverse CDF over token
-    ids in float64 at `uniform(seed, position)`; a token of probability zero is never drawn. The
-    context is read only where penalties are on. Arguments as in `process`.
+    Greedy: arg-max of the processed logits, the lowest id on ties. Sampled: arg-max of the
+    processed logits with Gumbel noise added, in float64; a token of probability zero is never
+    drawn. The context is read only where penalties are on. Arguments as in `process`.
 
     Raises:
         ValueError: the logits hold NaN or +inf, or leave no token possible.
     """
     if params.greedy:
-        scores = _penalise(logits, params, context, prompt_length)
-        best, token = scores.max(dim=-1)
-        if not math.isfinite(best.item()):
-            raise ValueError(BAD_LOGITS)
-        return int(token)
-    ids, cumulative = _distribution(logits, params, context, prompt_length)
-    index, _ = _locate(cumulative, uniform(params.seed, position))
-    return index if ids is None else int(ids[index])
+        ids, scores = None, _penalise(logits, params, context, prompt_length)
+    else:
+        ids, scores = _perturbed(logits, params, context, prompt_length, position)
+    best, index = scores.max(dim=-1)
+    if not math.isfinite(best.item()):
+        raise ValueError(BAD_LOGITS)
+    return int(index if ids is None else ids[index])
 
 
 def draw_margin(
@@ -156,61 +140,39 @@ def draw_margin(
     prompt_length: int,
     position: int,
 ) -> float:
-    """How far `draw` was from another token; small where rounding alone could have changed it.
+    """How far `draw` was from another token, in logits: less than half of it changes no draw.
 
-    Greedy: the gap between the two best processed logits. Sampled: the distance in probability
-    from the uniform to the nearest edge of the drawn token's CDF interval that it shares with
-    another token. Infinite where only one token is possible.
+    The gap between the two best scores that it compares, times the temperature where that divided
+    them. Small where rounding alone could have decided; infinite where only one token is possible.
     """
     if params.greedy:
-        scores = process(logits, params, context, prompt_length)
-        if len(scores) < 2:
-            return math.inf
-        best, second = scores.topk(2).values.tolist()
-        return best - second
-    _, cumulative = _distribution(logits, params, context, prompt_length)
-    index, point = _locate(cumulative, uniform(params.seed, position))
-    total = float(cumulative[-1])
-    low = float(cumulative[index - 1]) if index else 0.0
-    high = float(cumulative[index])
-    below = point - low if low > 0.0 else math.inf
-    above = high - point if high < total else math.inf
-    return min(below, above) / total
+        scores, scale = _penalise(logits.float(), params, context, prompt_length), 1.0
+    else:
+        _, scores = _perturbed(logits, params, context, prompt_length, position)
+        scale = params.temperature
+    if len(scores) < 2:
+        return math.inf
+    best, second = scores.topk(2).values.tolist()
+    return (best - second) * scale
 
 
-def _distribution(
-    logits: Tensor, params: SamplingParams, context: Sequence[int] | Tensor, prompt_length: int
+def _perturbed(
+    logits: Tensor,
+    params: SamplingParams,
+    context: Sequence[int] | Tensor,
+    prompt_length: int,
+    position: int,
 ) -> tuple[Tensor | None, Tensor]:
-    """Possible token ids (None: all of them), ascending, and their cumulated probabilities."""
+    """Possible token ids (None: all of them), ascending, and their scores with noise, float64."""
     scores = _penalise(logits.float(), params, context, prompt_length) / params.temperature
     ids = _support(scores, params)
-    probabilities = (scores if ids is None else scores[ids]).double().softmax(dim=-1)
-    if _sums_in_order(scores.device):
-        return ids, probabilities.cumsum(dim=-1)
-    # Without tokens of probability zero, and made monotone, it is a CDF again.
-    possible = probabilities.nonzero().squeeze(1)
-    cumulative = probabilities[possible].cumsum(dim=-1).cummax(dim=-1).values
-    return possible if ids is None else ids[possible], cumulative
-
-
-def _sums_in_order(device: torch.device) -> bool:
-    """Whether cumsum adds one element after the other.
-
-    A parallel prefix sum rounds differently at every element: it can fall, and it can rise at a
-    token of probability zero.
-    """
-    return device.type == "cpu"
-
-
-def _locate(cumulative: Tensor, u: float) -> tuple[int, float]:
-    """Index of the first entry above u times the total, and that point."""
-    total = float(cumulative[-1]) if len(cumulative) else math.nan
-    if not 0.0 < total < math.inf:
+    if ids is None:
+        tokens = torch.arange(len(scores), device=scores.device)
+    else:
+        tokens, scores = ids, scores[ids]
+    if not len(tokens):
         raise ValueError(BAD_LOGITS)
-    # At most 1 - 2**-53, u takes off more than half a unit in the last place: even rounded the
-    # point stays below the total, so that some entry is above it.
-    point = u * total
-    return int(torch.searchsorted(cumulative, point, right=True)), point
+    return ids, scores + gumbel(params.seed, position, tokens)
 
 
 def _penalise(
