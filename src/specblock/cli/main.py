@@ -16,6 +16,7 @@ from specblock.cli.calibrate import calibrate
 from specblock.cli.chat import chat
 from specblock.cli.convert import convert
 from specblock.cli.demo import demo
+from specblock.cli.evaluate import evaluate
 from specblock.cli.generate import generate
 from specblock.cli.prepare_data import prepare_data
 from specblock.cli.regenerate import regenerate
@@ -39,6 +40,7 @@ for command in (
     prepare_data,
     regenerate,
     train,
+    evaluate,
     bench_cost,
     report,
     bench_training,

@@ -38,7 +38,8 @@ class BudgetController:
     * `asking_gain`: the same of the network's nodes, by the probability that the copies end at the
       root;
     * `account`: the plain steps that this text may still lose. It starts with `CREDIT`, every token
-      adds `ALLOWANCE`, every round what it won or lost against plain decoding, up to `CEILING`.
+      adds `ALLOWANCE`, every round what it won or lost against plain decoding, up to `CEILING`;
+    * `ahead`: the plain steps that this text has won so far, by the cost table.
 
     No round may cost more than the account covers if nothing of it is accepted; where that leaves
     no round, the next token is decoded plainly. So whatever drafter and copies claim, by the cost
@@ -85,11 +86,11 @@ class BudgetController:
         """
         unused = 0.0 if self._tried else self.account
         if self._tried:
-            self._won.add(float(self._ahead >= 0.0), 1.0)
+            self._won.add(float(self.ahead >= 0.0), 1.0)
         trust = min(1.0, max(self.LEAST_TRUST, self._won.ratio / self.ENOUGH_WON))
         self.account = min(self.CREDIT, unused + trust * self.CREDIT)
         self._allowance = trust * self.ALLOWANCE
-        self._ahead, self._tried, self._pending = 0.0, False, 1
+        self.ahead, self._tried, self._pending = 0.0, False, 1
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
         """Whether this round asks the network. Starts a round.
@@ -186,7 +187,7 @@ class BudgetController:
 
     def _book(self, tokens: int, seconds: float, tried: bool) -> None:
         won = tokens - seconds * self.costs.plain_rate
-        self._ahead += won
+        self.ahead += won
         self.account = min(self.account + won + self._allowance * tokens, self.CEILING)
         self._overall.add(tokens, seconds)
         self._pending += tokens  # pairs that the network has not read yet

@@ -1,0 +1,103 @@
+"""A finished drafter on the target's answers: accuracy by slot, and decoding played back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from specblock.drafters.base import FixedBudget
+from specblock.drafters.lookup.copies import TextCopies
+from specblock.drafters.registry import KINDS, read_config
+from specblock.engine.loading import load_drafter
+from specblock.engine.trust import load_survival
+from specblock.errors import SpecBlockError
+from specblock.training.answers import Answer
+from specblock.training.corpus import read_all
+from specblock.training.distributed import Workers
+from specblock.training.evaluate import Evaluator, TrainingLoss
+from specblock.training.features import FeatureReader
+from specblock.training.kinds import training_kind
+from specblock.training.pipeline import DrafterRecipe
+from specblock.training.playback import play, shortened
+from specblock.training.simulate import greedy_answers
+from specblock.tree.budget import BudgetController
+from specblock.tree.cost import CostTable
+from specblock.tree.policy import GrowthPolicy
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How decoding is played back.
+
+    Attributes:
+        max_new_tokens: of each answer.
+        nodes, leaves: the fixed budget.
+        rank_branching: False leaves SpecBlock's rank head out (an ablation of the paper).
+        costs: fields of a :class:`specblock.tree.cost.CostTable`: also play the measured budget.
+    """
+
+    max_new_tokens: int = 64
+    nodes: int = 60
+    leaves: int = 28
+    rank_branching: bool = True
+    costs: dict | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate_drafter(
+    folder: Path, network: nn.Module, tokenizer, answers: list[Answer], setting: Setting
+) -> dict[str, Any]:
+    """Figures of the drafter in ``folder`` for ``network``.
+
+    Returns:
+        ``accuracy_b1s0`` and so on: share of slots on the chain whose most likely token is the
+        target's; ``tau`` at the fixed budget over ``greedy_answers`` of the ``answers``; with costs
+        ``played_back`` and ``played_back_with_copies`` as :meth:`Playback.row`.
+
+    Raises:
+        SpecBlockError: no answer is the target's at temperature 0.
+        CheckpointError: the drafter does not fit the network, or is damaged.
+    """
+    drafter = load_drafter(folder, network, tokenizer, **_policy(setting, folder))
+    model = drafter.model
+    reader = FeatureReader(network, drafter.feature_layers, model.t2d)
+    sequences = read_all(reader, answers)
+    greedy = greedy_answers(sequences, model.d2t, len(sequences))
+    if not greedy:
+        raise SpecBlockError(
+            "None of the answers is the target's at temperature 0; draw some with `specblock "
+            "regenerate --temperatures 0:1 --dtype float32`."
+        )
+    played = [shortened(answer, setting.max_new_tokens) for answer in greedy]
+    fixed = play(drafter, played, FixedBudget(setting.nodes, setting.leaves))
+    found = {
+        "answers": len(answers),
+        "greedy_answers": len(greedy),
+        **_accuracies(model, sequences),
+        "tau": round(fixed.accepted_length, 3),
+    }
+    if setting.costs is not None:
+        costs = CostTable.from_dict(setting.costs)
+        for name, copies in (("played_back", None), ("played_back_with_copies", TextCopies())):
+            budget = BudgetController(costs, load_survival(folder))
+            found[name] = play(drafter, played, budget, copies).row()
+    return found
+
+
+def _policy(setting: Setting, folder: Path) -> dict[str, Any]:
+    known = KINDS[read_config(folder).drafter_type].settings
+    if setting.rank_branching or "policy" not in known:
+        return {}
+    return {"policy": GrowthPolicy(rank_branching=False)}
+
+
+def _accuracies(model: nn.Module, sequences: list) -> dict[str, float]:
+    kind = model.config.drafter_type
+    objective = training_kind(kind).objective(DrafterRecipe(kind=kind), model.config)
+    network = TrainingLoss(model, objective, mixed_precision=False)
+    return Evaluator(sequences)(network, Workers(cpu=True)).row()
