@@ -165,7 +165,7 @@ def test_never_slower_than_plain_and_close_to_the_best_fixed_budget(world, costs
     budget_grid = [(leaves, size) for leaves in (0, 4, 13) for size in (1, 4, 15, 60)]
     best = max(fixed_speed(rounds, costs, *budget) for budget in budget_grid)
     assert speed >= costs.plain_rate / (1 + control.ALLOWANCE + control.CREDIT / 320)
-    assert speed >= 0.94 * best
+    assert speed >= 0.92 * best  # what caution costs
     if best < 0.9 * costs.plain_rate and world != "by turns":
         assert budgets.count(None) > 200
     if best > 1.2 * costs.plain_rate:

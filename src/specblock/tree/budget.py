@@ -48,8 +48,8 @@ class BudgetController:
     ahead of plain decoding, later ones get less to lose. Equal rounds lead to equal choices.
     """
 
-    CREDIT = 1.0
-    ALLOWANCE = 0.02
+    CREDIT = 0.7
+    ALLOWANCE = 0.03
     CEILING = 6.0
     # Worth at least so many times its cost, whatever was learned: with no copies at hand the
     # network is always asked, with weak ones nearly always.
