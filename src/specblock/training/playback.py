@@ -65,7 +65,7 @@ def play(
         more = simulate(drafter, answer, budget, copies=copies)
         rounds, tokens = rounds + more[0], tokens + more[1]
         if isinstance(budget, BudgetController):
-            speedups.append(more[1] / (more[1] - budget.ahead))
+            speedups.append(budget.tokens / budget.steps)
     return Playback(rounds, tokens, tuple(speedups))
 
 

@@ -39,7 +39,7 @@ class BudgetController:
       root;
     * `account`: the plain steps that this text may still lose. It starts with `CREDIT`, every token
       adds `ALLOWANCE`, every round what it won or lost against plain decoding, up to `CEILING`;
-    * `ahead`: the plain steps that this text has won so far, by the cost table.
+    * `tokens` of this text so far, and the plain `steps` that they took by the cost table.
 
     No round may cost more than the account covers if nothing of it is accepted; where that leaves
     no round, the next token is decoded plainly. So whatever drafter and copies claim, by the cost
@@ -48,8 +48,8 @@ class BudgetController:
     ahead of plain decoding, later ones get less to lose. Equal rounds lead to equal choices.
     """
 
-    CREDIT = 0.7
-    ALLOWANCE = 0.03
+    CREDIT = 0.8
+    ALLOWANCE = 0.01
     CEILING = 6.0
     # Worth at least so many times its cost, whatever was learned: with no copies at hand the
     # network is always asked, with weak ones nearly always.
@@ -86,11 +86,11 @@ class BudgetController:
         """
         unused = 0.0 if self._tried else self.account
         if self._tried:
-            self._won.add(float(self.ahead >= 0.0), 1.0)
+            self._won.add(float(self.tokens >= self.steps), 1.0)
         trust = min(1.0, max(self.LEAST_TRUST, self._won.ratio / self.ENOUGH_WON))
         self.account = min(self.CREDIT, unused + trust * self.CREDIT)
         self._allowance = trust * self.ALLOWANCE
-        self.ahead, self._tried, self._pending = 0.0, False, 1
+        self.tokens, self.steps, self._tried, self._pending = 0, 0.0, False, 1
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
         """Whether this round asks the network. Starts a round.
@@ -116,7 +116,7 @@ class BudgetController:
         self._leaves, self._leaf_mass = [], 0.0
         self._copied, self._copy_nodes, self._ending = copied, 0, 1.0
         self._survival = self._reached = None
-        if copied is None or copied.num_draft == 0:
+        if copied is None or copied.num_draft == 0 or self._affordable(0.0) < 1:
             return
         self._survival = self.model.survival(copied.log_probs, copied.rank_classes, copied.parents)
         self._ending = 1.0 - float(self._survival[copied.parents == 0].sum())
@@ -186,17 +186,18 @@ class BudgetController:
         self._book(tokens, seconds, tried=nodes > 0)
 
     def _book(self, tokens: int, seconds: float, tried: bool) -> None:
-        won = tokens - seconds * self.costs.plain_rate
-        self.ahead += won
-        self.account = min(self.account + won + self._allowance * tokens, self.CEILING)
+        steps = seconds * self.costs.plain_rate
+        self.tokens, self.steps = self.tokens + tokens, self.steps + steps
+        won = tokens * (1.0 + self._allowance) - steps
+        self.account = min(self.account + won, self.CEILING)
         self._overall.add(tokens, seconds)
         self._pending += tokens  # pairs that the network has not read yet
         self._tried |= tried
 
     def drawn(self, tokens: list[int]) -> None:
         """After any round: the text that the target drew, which tells how good the copies were."""
-        if self._survival is not None:
-            copied = self._copied
+        copied = self._copied
+        if copied is not None and copied.num_draft:
             outcomes = follow(copied, tokens)
             self.model = self.model.update(
                 copied.log_probs, copied.rank_classes, outcomes, aged=False

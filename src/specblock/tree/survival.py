@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class SurvivalModel:
         """
         odds = _log_odds(log_probs)
         bins = torch.bucketize(odds, _EDGES.to(odds.device))
-        shifts = self._shifts().to(odds)
+        shifts = self._shifts.to(odds)
         return (odds + shifts[bins, rank_classes.clamp(0, CLASSES - 1)]).sigmoid()
 
     def survival(self, log_probs: Tensor, rank_classes: Tensor, parents: Tensor) -> Tensor:
@@ -146,7 +147,8 @@ class SurvivalModel:
 
     def to_dict(self) -> dict:
         """Plain numbers and lists, fit for JSON."""
-        return {**vars(self), "counts": self.counts.tolist()}
+        own = {"strength": self.strength, "discount": self.discount}
+        return {"counts": self.counts.tolist(), **own}
 
     @staticmethod
     def from_dict(state: Mapping) -> SurvivalModel:
@@ -162,6 +164,7 @@ class SurvivalModel:
             raise ValueError(f"counts must have the shape {tuple(model.counts.shape)}.")
         return replace(model, counts=counts)
 
+    @cached_property
     def _shifts(self) -> Tensor:
         """float64 [12, 16]: what a cell adds to the log-odds."""
         number, claimed, hits = self.counts
