@@ -103,7 +103,7 @@ class OracleDrafter:
     """
 
     feature_layers: tuple[int, ...] = (0, 2, 4)
-    max_nodes = 12
+    max_nodes, prompt_pairs = 12, 64
 
     def __init__(self, continuation: list[int], prompt_length: int, seed: int = 0):
         self.continuation, self.prompt_length = continuation, prompt_length

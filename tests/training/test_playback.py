@@ -63,8 +63,8 @@ def test_speedups_are_tokens_over_the_seconds_of_the_table(served):
     class Clocked(BudgetController):
         texts: tuple = ()
 
-        def begin(self):
-            super().begin()
+        def begin(self, pairs=1):
+            super().begin(pairs)
             self.texts = (*self.texts, [0, 0.0])
 
         def _book(self, tokens, seconds, tried):

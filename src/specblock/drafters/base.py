@@ -8,17 +8,38 @@ from torch import Tensor
 
 from specblock.tree.budget import BudgetController, CopiesController
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import SurvivalModel
+from specblock.tree.survival import SurvivalModel, Trials
 
 
 class Budget(Protocol):
-    """How much to draft in a round; asked while the tree grows.
+    """How much to draft in a round; asked by the loop before it and while the tree grows.
 
     :class:`specblock.tree.budget.BudgetController` answers from measured costs,
     :class:`FixedBudget` with constants.
     """
 
     model: SurvivalModel
+
+    def begin(self, pairs: int = 1) -> None:
+        """Another text; the drafter's first forward has to read so many pairs of it."""
+
+    def affords(self) -> bool:
+        """Whether anything may be verified in the next round."""
+
+    def speculate(self, copied: DraftTree | None = None) -> bool:
+        """Whether the drafter is asked in this round; ``copied`` is what the text suggests."""
+
+    def copies(self) -> DraftTree | None:
+        """What is verified of ``copied`` in a round without the drafter."""
+
+    def update(self, log_probs: Tensor, rank_classes: Tensor, trials: Trials) -> None:
+        """After a round of the drafter: fields of the verified tree, trials of acceptance."""
+
+    def update_without(self, tokens: int = 1) -> None:
+        """After a round without the drafter, which yielded so many tokens."""
+
+    def drawn(self, tokens: list[int]) -> None:
+        """After any round: what the target drew."""
 
     def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
         """How many of the leaves start a block; float [n], P(the walk ends there), falling."""
@@ -41,8 +62,11 @@ class FixedBudget:
         """Copies alone are never verified."""
         return None
 
-    def begin(self) -> None:
+    def begin(self, pairs: int = 1) -> None:
         """Nothing is remembered from the text before."""
+
+    def affords(self) -> bool:
+        return True
 
     def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
         return min(self._leaves, int(leaf_survival[:max_leaves].count_nonzero()))
@@ -50,7 +74,7 @@ class FixedBudget:
     def nodes(self, survival: Tensor, later: Tensor | None = None) -> int:
         return min(self._nodes, len(survival))
 
-    def update(self, log_probs: Tensor, rank_classes: Tensor, trials) -> None:
+    def update(self, log_probs: Tensor, rank_classes: Tensor, trials: Trials) -> None:
         """A fixed budget learns nothing."""
 
     def update_without(self, tokens: int = 1) -> None:
@@ -69,6 +93,7 @@ class Drafter(Protocol):
 
     feature_layers: tuple[int, ...]  # 0-based; output of decoder layer i
     max_nodes: int  # no tree has more draft nodes
+    prompt_pairs: int  # most pairs of a prompt that it reads
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence of up to ``capacity`` positions."""

@@ -18,7 +18,7 @@ class PairQueue:
             costs as much as several tokens.
     """
 
-    prompt_pairs = 128
+    prompt_pairs = 32
 
     _pending: list[tuple[Tensor, Tensor]]
 

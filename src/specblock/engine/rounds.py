@@ -62,7 +62,7 @@ def decode(
     stats.prompt_tokens = len(prompt)
     root = _prefill(target, drafter, context, params, room, observer)
     if drafter is not None:
-        start(budget, copies, context, room)
+        start(drafter, budget, copies, context, room)
     stats.prefill_seconds = clock() - started
     stats.new_tokens, stats.seconds = 1, stats.prefill_seconds
     yield [root]
@@ -86,9 +86,11 @@ def decode(
         yield fresh
 
 
-def start(budget: Budget, copies: TextCopies | None, context: list[int], room: int) -> None:
+def start(
+    drafter: Drafter, budget: Budget, copies: TextCopies | None, context: list[int], room: int
+) -> None:
     """A new text: tell the budget, and show ``copies`` what is known of it."""
-    budget.begin()
+    budget.begin(max(1, min(len(context) - 1, drafter.prompt_pairs)))
     if copies is not None:
         copies.reset(len(context) + room)
         copies.observe(torch.tensor(context[1:]))
@@ -105,7 +107,8 @@ def draft(
     alone, or just the newest token ``root``."""
     if drafter is None:
         return DraftTree.root_only(root, device), False
-    copied = None if copies is None else copies.tree(root, device)
+    looked = copies is not None and budget.affords()
+    copied = copies.tree(root, device) if looked else None
     if budget.speculate(copied):
         return drafter.propose(root, budget, copied), True
     return budget.copies() or DraftTree.root_only(root, device), False

@@ -45,7 +45,7 @@ def simulate(
     drafter.reset(len(truth) + drafter.max_nodes + 1)
     drafter.prefill(features[:prompt], tokens[:prompt])
     # the pairs' tokens lack the text's first, as what a drafter is shown does
-    start(budget, copies, [-1, *truth[:prompt]], len(truth) - prompt)
+    start(drafter, budget, copies, [-1, *truth[:prompt]], len(truth) - prompt)
     known, rounds, counted = prompt, 0, 0
     while known < len(truth):
         tree, asked = draft(drafter, budget, copies, truth[known - 1], device)

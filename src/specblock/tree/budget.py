@@ -48,8 +48,8 @@ class BudgetController:
     ahead of plain decoding, later ones get less to lose. Equal rounds lead to equal choices.
     """
 
-    CREDIT = 0.8
-    ALLOWANCE = 0.01
+    CREDIT = 0.7
+    ALLOWANCE = 0.02
     CEILING = 6.0
     # Worth at least so many times its cost, whatever was learned: with no copies at hand the
     # network is always asked, with weak ones nearly always.
@@ -78,9 +78,10 @@ class BudgetController:
     def asking_gain(self) -> float:
         return self._asking.ratio
 
-    def begin(self) -> None:
+    def begin(self, pairs: int = 1) -> None:
         """Another text: a new account, smaller where hardly any text has paid.
 
+        The network's first forward has to read ``pairs`` of it.
         What a text had no use for is added to the next one's credit, up to the whole: small shares
         add up to a round, or nobody would find out that texts have become better.
         """
@@ -90,7 +91,11 @@ class BudgetController:
         trust = min(1.0, max(self.LEAST_TRUST, self._won.ratio / self.ENOUGH_WON))
         self.account = min(self.CREDIT, unused + trust * self.CREDIT)
         self._allowance = trust * self.ALLOWANCE
-        self.tokens, self.steps, self._tried, self._pending = 0, 0.0, False, 1
+        self.tokens, self.steps, self._tried, self._pending = 0, 0.0, False, pairs
+
+    def affords(self) -> bool:
+        """Whether the account covers a round at all; if not, no draft is worth looking for."""
+        return self._affordable(0.0) >= 1
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
         """Whether this round asks the network. Starts a round.
@@ -116,7 +121,7 @@ class BudgetController:
         self._leaves, self._leaf_mass = [], 0.0
         self._copied, self._copy_nodes, self._ending = copied, 0, 1.0
         self._survival = self._reached = None
-        if copied is None or copied.num_draft == 0 or self._affordable(0.0) < 1:
+        if copied is None or copied.num_draft == 0 or not self.affords():
             return
         self._survival = self.model.survival(copied.log_probs, copied.rank_classes, copied.parents)
         self._ending = 1.0 - float(self._survival[copied.parents == 0].sum())

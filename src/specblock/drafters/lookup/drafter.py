@@ -22,6 +22,7 @@ class LookupDrafter:
     """
 
     feature_layers: tuple[int, ...] = ()
+    prompt_pairs = 0  # no forward reads them
 
     def __init__(self, **settings: int):
         self._copies = TextCopies(**settings)
