@@ -17,7 +17,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; font-size: 14px; display: block;
   overflow-x: auto }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, .words th, .words td { text-align: left }
 figure { margin: 1rem 0 } figcaption { color: #555 } svg { max-width: 100%; height: auto }
 dt { font-weight: 600 } dd { margin: 0 0 .4rem 0 }
 """
@@ -74,7 +74,9 @@ def _methods(report: Mapping[str, Any]) -> str:
     ]
     if not rows:
         return ""
-    return _table([["method", "what it is", "nodes a round", "drafter, million weights"], *rows])
+    return _table(
+        [["method", "what it is", "nodes a round", "drafter, million weights"], *rows], "words"
+    )
 
 
 def _divergences(report: Mapping[str, Any]) -> str:
@@ -91,17 +93,19 @@ def _divergences(report: Mapping[str, Any]) -> str:
         ]
         for item in found
     ]
-    return _table([["prompt", "method", "token", "kind", "margin"], *rows])
+    return _table([["prompt", "method", "token", "kind", "margin"], *rows], "words")
 
 
 def _facts(report: Mapping[str, Any]) -> str:
     facts = {**report["environment"], **report["settings"]["generation"]}
     rows = [[name, str(value)] for name, value in facts.items() if value is not None]
-    return _table([["", ""], *rows])
+    return _table([["", ""], *rows], "words")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _table(rows: Sequence[Sequence[str]], style: str = "figures") -> str:
+    """The first row holds the titles; ``words`` are aligned to the left."""
     titles, *body = rows
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in body)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    body_rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table class="{style}"><tr>{head}</tr>{body_rows}</table>'
