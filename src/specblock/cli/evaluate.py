@@ -32,7 +32,7 @@ COLUMNS = {
     "τ": ("tau", 2),
 }
 PLAYED = {
-    "speed-up": ("median", 2),
+    "median": ("median", 2),
     "25 %": ("lower_quartile", 2),
     "lowest": ("lowest", 2),
     "< 0.95": ("below_0.95", 0),
@@ -105,9 +105,10 @@ def read_costs(path: Path | None) -> dict | None:
 def evaluation_table(found: dict[str, dict[str, Any]]) -> Table:
     """A row for every drafter, one more for its budget with copies; the speed-up over plain
     decoding (median, lower quartile, lowest, answers below 0.95) where it was played back."""
-    table = Table(box=box.SIMPLE)
-    table.add_column("", no_wrap=True)
     played = any("played_back" in row for row in found.values())
+    title = "on the right: speed-up by answer with the measured budget" if played else None
+    table = Table(box=box.SIMPLE, collapse_padding=True, title=title)
+    table.add_column("", no_wrap=True)
     for title in (*COLUMNS, *(PLAYED if played else ())):
         table.add_column(title, justify="right")
     for name, row in found.items():
