@@ -64,6 +64,7 @@ def evaluate_drafter(
         CheckpointError: the drafter does not fit the network, or is damaged.
     """
     drafter = load_drafter(folder, network, tokenizer, **_policy(setting, folder))
+    device = network.device
     model = drafter.model
     reader = FeatureReader(network, drafter.feature_layers, model.t2d)
     sequences = read_all(reader, answers)
@@ -74,7 +75,7 @@ def evaluate_drafter(
             "regenerate --temperatures 0:1 --dtype float32`."
         )
     played = [shortened(answer, setting.max_new_tokens) for answer in greedy]
-    fixed = play(drafter, played, FixedBudget(setting.nodes, setting.leaves))
+    fixed = play(drafter, played, FixedBudget(setting.nodes, setting.leaves), device=device)
     found = {
         "answers": len(answers),
         "greedy_answers": len(greedy),
@@ -85,7 +86,7 @@ def evaluate_drafter(
         costs = CostTable.from_dict(setting.costs)
         for name, copies in (("played_back", None), ("played_back_with_copies", TextCopies())):
             budget = BudgetController(costs, load_survival(folder))
-            found[name] = play(drafter, played, budget, copies).row()
+            found[name] = play(drafter, played, budget, copies, device=device).row()
     return found
 
 
@@ -100,4 +101,5 @@ def _accuracies(model: nn.Module, sequences: list) -> dict[str, float]:
     kind = model.config.drafter_type
     objective = training_kind(kind).objective(DrafterRecipe(kind=kind), model.config)
     network = TrainingLoss(model, objective, mixed_precision=False)
-    return Evaluator(sequences)(network, Workers(cpu=True)).row()
+    workers = Workers(cpu=next(model.parameters()).device.type == "cpu")
+    return Evaluator(sequences)(network, workers).row()

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median, quantiles
 
+import torch
+
 from specblock.drafters.base import Drafter, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.training.features import Sequence
@@ -52,6 +54,8 @@ def play(
     answers: Iterable[Sequence],
     budget: FixedBudget | BudgetController,
     copies: TextCopies | None = None,
+    *,
+    device: torch.device | str = "cpu",
 ) -> Playback:
     """Decode known greedy answers one after the other, with a budget that learns on the way.
 
@@ -59,10 +63,11 @@ def play(
         answers: what the target gave at temperature 0; at least one.
         budget: a controller also says how long each would have taken by its cost table.
         copies: adds what the text suggests, as in the engine.
+        device: of the drafter.
     """
     rounds, tokens, speedups = 0, 0, []
     for answer in answers:
-        more = simulate(drafter, answer, budget, copies=copies)
+        more = simulate(drafter, answer, budget, copies=copies, device=device)
         rounds, tokens = rounds + more[0], tokens + more[1]
         if isinstance(budget, BudgetController):
             speedups.append(budget.tokens / budget.steps)
