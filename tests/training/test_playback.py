@@ -107,7 +107,7 @@ def test_the_figures_of_a_drafter(made):
     assert 0 < plain["accuracy_b1s0"] <= 1
     assert plain["tau"] > 1
     assert "played_back" not in plain
-    costly = Setting(nodes=12, leaves=3, rank_branching=False, costs=GPU.to_dict())
+    costly = Setting(nodes=12, leaves=3, rank_branching=False, costs=GPU)
     found = evaluate_drafter(folder, target, tokenizer, answers, costly)
     assert found["accuracy_b1s0"] == plain["accuracy_b1s0"]
     assert found["played_back_with_copies"]["median"] > 0.9

@@ -17,8 +17,8 @@ __all__ = ["Divergence", "classify", "first_difference", "near_tie_limit"]
 
 
 # Largest margin, in logits, that counts as a near-tie: the rounding of a whole forward, with a wide
-# allowance: fp32 logits of two routes differ by about
-# 1e-5, half-precision ones by a few units in the last place of a logit of about 20.
+# allowance. fp32 logits of two routes differ by about 1e-5, half-precision ones by a few units in
+# the last place of a logit of about 20.
 NEAR_TIES = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 
 

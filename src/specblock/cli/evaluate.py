@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -15,6 +15,9 @@ from specblock.cli.support import say_step, verb
 from specblock.cli.tables import console, figure
 from specblock.errors import ConfigError
 from specblock.storage import write_atomically
+
+if TYPE_CHECKING:
+    from specblock.tree.cost import CostTable
 
 DrafterFolders = Annotated[
     list[Path] | None,
@@ -88,14 +91,14 @@ def evaluate(
     console().print(evaluation_table(found))
 
 
-def read_costs(path: Path | None) -> dict | None:
-    """A cost table as a dictionary. Raises :class:`ConfigError` where the file holds none."""
+def read_costs(path: Path | None) -> CostTable | None:
+    """The cost table in a file. Raises :class:`ConfigError` where the file holds none."""
     if path is None:
         return None
     from specblock.tree.cost import CostTable
 
     try:
-        return CostTable.from_dict(json.loads(path.read_text(encoding="utf-8"))).to_dict()
+        return CostTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"{path} is no table of `specblock calibrate --json` ({error}); make one."

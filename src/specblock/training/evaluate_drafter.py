@@ -36,14 +36,14 @@ class Setting:
         max_new_tokens: of each answer.
         nodes, leaves: the fixed budget.
         rank_branching: False leaves SpecBlock's rank head out (an ablation of the paper).
-        costs: fields of a :class:`specblock.tree.cost.CostTable`: also play the measured budget.
+        costs: also play the measured budget back, with these.
     """
 
     max_new_tokens: int = 64
     nodes: int = 60
     leaves: int = 28
     rank_branching: bool = True
-    costs: dict | None = None
+    costs: CostTable | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,9 +83,8 @@ def evaluate_drafter(
         "tau": round(fixed.accepted_length, 3),
     }
     if setting.costs is not None:
-        costs = CostTable.from_dict(setting.costs)
         for name, copies in (("played_back", None), ("played_back_with_copies", TextCopies())):
-            budget = BudgetController(costs, load_survival(folder))
+            budget = BudgetController(setting.costs, load_survival(folder))
             found[name] = play(drafter, played, budget, copies, device=device).row()
     return found
 

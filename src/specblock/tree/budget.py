@@ -121,7 +121,7 @@ class BudgetController:
         self._leaves, self._leaf_mass = [], 0.0
         self._copied, self._copy_nodes, self._ending = copied, 0, 1.0
         self._survival = self._reached = None
-        if copied is None or copied.num_draft == 0 or not self.affords():
+        if copied is None or copied.num_draft == 0:
             return
         self._survival = self.model.survival(copied.log_probs, copied.rank_classes, copied.parents)
         self._ending = 1.0 - float(self._survival[copied.parents == 0].sum())
@@ -180,7 +180,7 @@ class BudgetController:
         self.model = self.model.update(log_probs, rank_classes, trials)
         tokens = len(trials)  # every visited node yields one
         nodes = len(log_probs) - 1
-        seconds = self._drafting() + self.costs.target_seconds(nodes + 1) + self.costs.overhead
+        seconds = self.costs.round_seconds(self._pending, tuple(self._leaves), nodes)
         self._pending = 0
         self._book(tokens, seconds, tried=True)
 

@@ -35,7 +35,12 @@ def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:
     start = _scramble((seed + _GOLDEN) & _MASK)
     state = _scramble((start + (position + 1) * _GOLDEN) & _MASK)
     bits = _scramble_all((tokens + 1) * _signed(_GOLDEN) + _signed(state))
-    uniforms = (_unsigned_shift(bits, 12).double() + 0.5) * 2.0**-52
+    return _gumbel_of(_unsigned_shift(bits, 12))
+
+
+def _gumbel_of(bits: Tensor) -> Tensor:
+    """Gumbel noise of 52 random bits, always finite: no uniform comes out as 0 or 1."""
+    uniforms = (bits.double() + 0.5) * 2.0**-52
     return uniforms.neg_().log1p_().neg_().log_().neg_()
 
 

@@ -124,13 +124,13 @@ def draw(
         ValueError: the logits hold NaN or +inf, or leave no token possible.
     """
     if params.greedy:
-        ids, scores = None, _penalise(logits, params, context, prompt_length)
+        tokens, scores = None, _penalise(logits, params, context, prompt_length)
     else:
-        ids, scores = _perturbed(logits, params, context, prompt_length, position)
+        tokens, scores = _perturbed(logits, params, context, prompt_length, position)
     best, index = scores.max(dim=-1)
     if not math.isfinite(best.item()):
         raise ValueError(BAD_LOGITS)
-    return int(index if ids is None else ids[index])
+    return int(index if tokens is None else tokens[index])
 
 
 def draw_margin(
@@ -162,17 +162,20 @@ def _perturbed(
     context: Sequence[int] | Tensor,
     prompt_length: int,
     position: int,
-) -> tuple[Tensor | None, Tensor]:
-    """Possible token ids (None: all of them), ascending, and their scores with noise, float64."""
+) -> tuple[Tensor, Tensor]:
+    """Possible token ids, ascending, and their scores with noise, float64.
+
+    Raises ValueError where no token is possible.
+    """
     scores = _penalise(logits.float(), params, context, prompt_length) / params.temperature
-    ids = _support(scores, params)
-    if ids is None:
+    tokens = _support(scores, params)
+    if tokens is None:
         tokens = torch.arange(len(scores), device=scores.device)
     else:
-        tokens, scores = ids, scores[ids]
+        scores = scores[tokens]
     if not len(tokens):
         raise ValueError(BAD_LOGITS)
-    return ids, scores + gumbel(params.seed, position, tokens)
+    return tokens, scores + gumbel(params.seed, position, tokens)
 
 
 def _penalise(
