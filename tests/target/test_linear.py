@@ -10,11 +10,10 @@ from specblock.target.linear import (
     RoutedLinear,
     RouteTable,
     available_routes,
-    choose_routes,
-    measure_routes,
     route_linears,
     routed,
 )
+from specblock.target.routes import choose_routes, measure_routes
 
 ROUTES = ("direct", "transposed", "packed", "blocked")
 

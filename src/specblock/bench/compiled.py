@@ -77,14 +77,14 @@ class CompiledTarget(SharedTarget):
     """A target for plain decoding whose step is compiled; it verifies roots only.
 
     Args:
-        model: as for :class:`specblock.target.model.Target`.
+        model, exact: as for :class:`specblock.target.model.Target`.
         backend: of ``torch.compile``.
 
     Raises :class:`ConfigError` where PyTorch cannot compile, or the model has windows.
     """
 
-    def __init__(self, model: nn.Module, backend: str = "inductor"):
-        super().__init__(model)
+    def __init__(self, model: nn.Module, exact: bool | None = None, *, backend: str = "inductor"):
+        super().__init__(model, exact=exact)
         if len(self.kinds) > 1 or self.window is not None:
             raise ConfigError(
                 "'plain-compiled' knows no sliding windows, which this model has; leave it out."

@@ -24,8 +24,9 @@ from specblock.drafters.base import FixedBudget
 from specblock.drafters.registry import make_drafter
 from specblock.engine.calibrate import measure_costs
 from specblock.errors import ConfigError
-from specblock.target.linear import measure_routes, route_linears, routed
+from specblock.target.linear import route_linears, routed
 from specblock.target.model import Target
+from specblock.target.routes import measure_routes
 from specblock.tree.growth import GrowthPolicy
 
 __all__ = ["drafting_cost"]
@@ -206,7 +207,8 @@ def _verification(
         )
     target = Target(network.requires_grad_(False))
     if target.device.type == "cpu":
-        target.use_routes(measure_routes(target.linears, max_extra_bytes=int(free) // 2))
+        exact, spare = target.linears if target.exact else (), int(free) // 2
+        target.use_routes(measure_routes(target.linears, max_extra_bytes=spare, exact=exact))
     costs = measure_costs(target, None, on_step)
     return {"verification": {str(n): s for n, s in costs.target.items()}, "verification_note": None}
 

@@ -25,11 +25,13 @@ from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter
 from specblock.engine.calibrate import measure_costs
+from specblock.engine.exactness import give_up_unless_exact
 from specblock.engine.loading import load_drafter
 from specblock.engine.speculator import Speculator
 from specblock.engine.trust import load_survival
 from specblock.errors import ConfigError
-from specblock.target.linear import RouteTable, measure_routes, routed
+from specblock.target.linear import RouteTable, routed
+from specblock.target.routes import measure_routes
 from specblock.tree.cost import CostTable
 
 __all__ = ["Field", "Measured", "assemble_field"]
@@ -79,6 +81,7 @@ def assemble_field(
     *,
     budget: str = "measured",
     blocks: int = 2,
+    exact: bool | None = None,
     measured: Measured | None = None,
     on_step: OnStep = lambda step: None,
 ) -> Field:
@@ -90,6 +93,7 @@ def assemble_field(
         folders: weights by kind of drafter.
         budget: ``"fixed"`` gives every method the fixed budget.
         blocks: generations of blocks a round, for SpecBlock.
+        exact: see :func:`specblock.load`; of plain decoding too, or nothing would be compared.
         measured: of an earlier run that goes on; measured anew where left out.
         on_step: is told what a long step is doing.
 
@@ -99,20 +103,24 @@ def assemble_field(
     """
     specs = _checked(names, folders, budget)
     drafters = _drafters(network, tokenizer, specs, folders, blocks)
-    targets: dict[tuple[int, ...], SharedTarget] = {(): SharedTarget(network)}
+    plain = SharedTarget(network, exact=exact)
+    targets: dict[tuple[int, ...], SharedTarget] = {(): plain}
     for drafter in drafters.values():
         layers = drafter.feature_layers
-        targets.setdefault(layers, SharedTarget(network, layers))
+        targets.setdefault(layers, SharedTarget(network, layers, exact))
     wanted = [name for name in drafters if specs[name].measured and budget == "measured"]
     if measured is None:
         measured = _measure(targets, drafters, wanted, on_step)
     else:
         _use_routes(network, drafters, measured.routes)
+        give_up_unless_exact([*targets.values()])
     contenders = {}
     for name, spec in specs.items():
         if name == COMPILED:
             on_step("compiling the target's step")
-            contenders[name] = Contender(Speculator(CompiledTarget(network), tokenizer))
+            contenders[name] = Contender(
+                Speculator(CompiledTarget(network, plain.exact), tokenizer)
+            )
             continue
         drafter = drafters.get(name)
         target = targets[drafter.feature_layers if drafter is not None else ()]
@@ -176,8 +184,10 @@ def _measure(
         on_step("matrix products")
         linears = [*plain.linears, *_drafter_linears(drafters)]
         spare = psutil.virtual_memory().available // 2
-        routes = measure_routes(linears, max_extra_bytes=spare)
+        exact = plain.linears if plain.exact else ()
+        routes = measure_routes(linears, max_extra_bytes=spare, exact=exact)
     _use_routes(plain.model, drafters, routes)
+    give_up_unless_exact([*targets.values()])
     costs = {"": measure_costs(plain, None, on_step)}
     for name in wanted:
         target = targets[drafters[name].feature_layers]

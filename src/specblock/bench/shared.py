@@ -19,8 +19,13 @@ class SharedTarget(Target):
     would be paid for by every other method, so they come and go; the hooks of a new target are off.
     """
 
-    def __init__(self, model: nn.Module, feature_layers: tuple[int, ...] = ()):
-        super().__init__(model, feature_layers)
+    def __init__(
+        self,
+        model: nn.Module,
+        feature_layers: tuple[int, ...] = (),
+        exact: bool | None = None,
+    ):
+        super().__init__(model, feature_layers, exact=exact)
         self._tap.remove()
 
     @contextmanager

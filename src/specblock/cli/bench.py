@@ -72,6 +72,7 @@ def bench(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    exact: options.Exact = None,
     budget: Budget = "measured",
 ) -> None:
     """Measure methods against each other, interleaved prompt by prompt."""
@@ -83,7 +84,7 @@ def bench(
     config = GenerationConfig(max_new_tokens=max_new_tokens, seed=seed, **sampling)
     chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
     earlier, placement = json_out if resume else None, (dtype, device, threads)
-    field = _open_field(model, methods, drafter or [], placement, budget, earlier)
+    field = _open_field(model, methods, drafter or [], placement, exact, budget, earlier)
     report = run(
         field.judge,
         chosen,
@@ -93,7 +94,12 @@ def bench(
         out=json_out,
         resume=resume,
         costs=field.measured.costs,
-        about={"contenders": field.about, "suite": prompts or "own", "budget": budget},
+        about={
+            "contenders": field.about,
+            "suite": prompts or "own",
+            "budget": budget,
+            "exact": field.judge.target.exact,
+        },
         kept={"measured": field.measured.to_dict()},
         progress=_Progress(),
     )
@@ -105,6 +111,7 @@ def _open_field(
     methods: str,
     drafters: list[str],
     placement: tuple[str, str, int | None],
+    exact: bool | None,
     budget: str,
     earlier: Path | None,
 ) -> Field:
@@ -132,6 +139,7 @@ def _open_field(
         names,
         folders,
         budget=budget,
+        exact=exact,
         measured=measured,
         on_step=say_step,
     )

@@ -26,6 +26,7 @@ def calibrate(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    exact: options.Exact = None,
     survival: Annotated[
         Path | None,
         typer.Option(
@@ -39,7 +40,9 @@ def calibrate(
     ] = False,
 ) -> None:
     """Measure the cost table anew and keep it for this machine, model, dtype and threads."""
-    speculator = open_speculator(model, drafter, dtype, device, threads, calibrate="force")
+    speculator = open_speculator(
+        model, drafter, dtype, device, threads, exact=exact, calibrate="force"
+    )
     if survival is not None:
         _learn(speculator, Path(drafter), survival, limit)
     costs = speculator.costs.to_dict()

@@ -40,6 +40,7 @@ def chat(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    exact: options.Exact = None,
     adapt: options.Adapt = None,
 ) -> None:
     """Talk with the model; /help lists the commands."""
@@ -54,7 +55,7 @@ def chat(
         presence_penalty=presence_penalty,
         seed=seed,
     )
-    speculator = open_speculator(model, drafter, dtype, device, threads, adapt=adapt)
+    speculator = open_speculator(model, drafter, dtype, device, threads, exact=exact, adapt=adapt)
     try:
         Conversation(speculator, config, system).run()
     finally:

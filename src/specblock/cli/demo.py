@@ -35,6 +35,7 @@ def demo(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    exact: options.Exact = None,
 ) -> None:
     """Decode a few prompts plainly and with SpecBlock, side by side."""
     from specblock.bench import load_prompts, run
@@ -49,6 +50,7 @@ def demo(
         dtype,
         device,
         threads,
+        exact=exact,
         on_step=lambda step: out.print(f"{step} ...", style="dim", highlight=False),
     )
     if speculator.drafter is None:

@@ -49,6 +49,7 @@ def generate(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    exact: options.Exact = None,
     adapt: options.Adapt = None,
 ) -> None:
     """Answer one prompt."""
@@ -67,7 +68,7 @@ def generate(
         stop_strings=tuple(stop or ()),
     )
     text = read_prompt(prompt)
-    speculator = open_speculator(model, drafter, dtype, device, threads, adapt=adapt)
+    speculator = open_speculator(model, drafter, dtype, device, threads, exact=exact, adapt=adapt)
     request = speculator.tokenizer(text)["input_ids"] if raw else messages_of(text, system)
     _answer(speculator, request, config, stream, as_json)
     if adapt is not None:

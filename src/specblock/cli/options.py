@@ -18,6 +18,14 @@ Drafter = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
+Exact = Annotated[
+    bool | None,
+    typer.Option(
+        help="Verify so that the output is plain decoding's to the bit in any dtype (CPU; a little "
+        "slower).",
+        show_default="in half precision on the CPU",
+    ),
+]
 Device = Annotated[str, typer.Option(help="A torch device such as cpu or cuda.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's own choice")

@@ -18,11 +18,13 @@ from pathlib import Path
 import torch
 
 from specblock.drafters.base import Drafter, FixedBudget
+from specblock.engine.exactness import give_up_unless_exact
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.storage import cache_folder, write_atomically
-from specblock.target.linear import RouteTable, measure_routes, routed
+from specblock.target.linear import RouteTable, routed
 from specblock.target.model import Target
+from specblock.target.routes import measure_routes
 from specblock.tree.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
@@ -36,17 +38,21 @@ _TURNS = 12
 
 @dataclass(frozen=True)
 class Calibration:
-    """Routes of the linear layers (target's and drafter's) and the cost table."""
+    """Routes of the linear layers (target's and drafter's), the cost table, and whether the
+    target was exact while they were measured."""
 
     routes: RouteTable
     costs: CostTable
+    exact: bool
 
     def to_dict(self) -> dict:
-        return {"routes": self.routes.to_dict(), "costs": self.costs.to_dict()}
+        tables = {"routes": self.routes.to_dict(), "costs": self.costs.to_dict()}
+        return {**tables, "exact": self.exact}
 
     @classmethod
     def from_dict(cls, data: dict) -> Calibration:
-        return cls(RouteTable.from_dict(data["routes"]), CostTable.from_dict(data["costs"]))
+        routes, costs = RouteTable.from_dict(data["routes"]), CostTable.from_dict(data["costs"])
+        return cls(routes, costs, bool(data["exact"]))
 
 
 def machine_name() -> str:
@@ -74,6 +80,7 @@ def calibration_key(target: Target, drafter: Drafter | None) -> dict:
         "torch": torch.__version__,
         "device": device.type,
         "dtype": str(target.dtype).removeprefix("torch."),
+        "exact": target.exact,
         "model": [
             type(target.model).__name__,
             config.num_hidden_layers,
@@ -111,20 +118,29 @@ def calibrate(
 ) -> Calibration:
     """Measure, put the routes to use, and remember. Takes 10 to 30 seconds for a small model.
 
+    An exact target that turns out not to be so on this machine gives it up.
     ``on_step`` is told what is being measured.
     """
-    routes = RouteTable()
+    key, routes = calibration_key(target, drafter), RouteTable()
     if target.device.type == "cpu":
         on_step("matrix products")
         linears = [*target.linears, *_drafter_linears(drafter)]
-        routes = measure_routes(linears, max_extra_bytes=_spare_memory())
+        exact = target.linears if target.exact else ()
+        routes = measure_routes(linears, max_extra_bytes=_spare_memory(), exact=exact)
     use_routes(target, drafter, routes)
+    give_up_unless_exact([target])
     costs = measure_costs(target, drafter, on_step, seed)
-    calibration = Calibration(routes, costs)
-    key = calibration_key(target, drafter)
+    calibration = Calibration(routes, costs, target.exact)
     text = json.dumps({"key": key, "calibration": calibration.to_dict()}, indent=1)
     write_atomically(calibration_path(key, cache_dir), text)
     return calibration
+
+
+def use(calibration: Calibration, target: Target, drafter: Drafter | None) -> None:
+    """Put a remembered calibration to use."""
+    use_routes(target, drafter, calibration.routes)
+    if target.exact and not calibration.exact:
+        target.give_up_exactness()
 
 
 def use_routes(target: Target, drafter: Drafter | None, routes: RouteTable) -> None:

@@ -17,7 +17,8 @@ from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter, read_config
 from specblock.drafters.registry import load_model as load_network
 from specblock.engine.calibrate import calibrate as measure
-from specblock.engine.calibrate import load_calibration, use_routes
+from specblock.engine.calibrate import load_calibration
+from specblock.engine.calibrate import use as use_calibration
 from specblock.engine.speculator import Speculator
 from specblock.engine.trust import load_survival
 from specblock.errors import ConfigError
@@ -40,6 +41,7 @@ def load(
     dtype: str = "float32",
     device: str = "cpu",
     threads: int | None = None,
+    exact: bool | None = None,
     budget: str = "measured",
     blocks: int = 2,
     calibrate: str = "missing",
@@ -56,6 +58,10 @@ def load(
             model; None decodes plainly.
         dtype: float32, bfloat16, float16 or auto. device: cpu, cuda, cuda:1, ...
         threads: CPU threads; None leaves PyTorch's setting.
+        exact: verify so that logits are plain decoding's to the bit, and with them the output, in
+            any dtype (CPU alone; a few per cent slower). Otherwise outputs can differ where two
+            tokens are a rounding apart: hardly ever in float32, in half of all answers in
+            bfloat16. None is exact in half precision on the CPU.
         budget: ``"measured"`` chooses leaves and nodes from this machine's measured costs, among
             them copies of what followed the same words earlier in the text;
             ``"fixed"`` is the paper's rule, 60 nodes of the network every round.
@@ -77,6 +83,7 @@ def load(
         network,
         tokenizer,
         find_drafter(model, drafter),
+        exact=exact,
         budget=budget,
         blocks=blocks,
         calibrate=calibrate,
@@ -100,6 +107,7 @@ def assemble(
     tokenizer,
     folder: Path | str | None,
     *,
+    exact: bool | None = None,
     budget: str = "measured",
     blocks: int = 2,
     calibrate: str = "missing",
@@ -116,12 +124,13 @@ def assemble(
         drafter = LookupDrafter()
     elif folder is not None:
         drafter = load_drafter(folder, network, tokenizer, blocks=blocks)
-    target = Target(network, () if drafter is None else drafter.feature_layers)
+    layers = () if drafter is None else drafter.feature_layers
+    target = Target(network, layers, exact=exact)
     known = None if calibrate == "force" else load_calibration(target, drafter, cache_dir)
     if known is None and calibrate != "never":
         known = measure(target, drafter, cache_dir=cache_dir, on_step=on_step)
     elif known is not None:
-        use_routes(target, drafter, known.routes)
+        use_calibration(known, target, drafter)
     costs = None if known is None else known.costs
     if drafter is None:
         return Speculator(target, tokenizer, costs=costs, adapt=adapt)

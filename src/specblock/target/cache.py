@@ -25,7 +25,7 @@ class PreallocatedLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values = self.owner.allocate(key_states, value_states)
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.dtype, self.device = self.keys.dtype, key_states.device
         self.is_initialized = True
 
     def update(
@@ -37,7 +37,7 @@ class PreallocatedLayer(CacheLayerMixin):
         start = self.owner.length
         stop = start + key_states.shape[-2]
         self.keys[:, :, start:stop] = key_states
-        self.values[:, :, start:stop] = value_states
+        self.values[:, :, start:stop, : value_states.shape[-1]] = value_states
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
     def get_seq_length(self) -> int:
@@ -58,32 +58,38 @@ class PathCache(Cache):
 
     ``length`` counts committed positions. A forward over n tokens writes at
     ``length .. length + n - 1`` and commits nothing: :meth:`keep` or :meth:`advance` does.
+
+    ``exact`` keeps them as :mod:`specblock.target.invariant` needs them: in fp32, and every value
+    with a 1 behind it. Otherwise they stay as the layers hand them over.
     """
 
-    def __init__(self, layers: int, capacity: int):
+    def __init__(self, layers: int, capacity: int, exact: bool = False):
         self.length = 0
-        self.capacity = capacity
+        self.capacity, self.exact = capacity, exact
         self._storages: dict[tuple, tuple[Tensor, int]] = {}
         self._layer_count = layers
         super().__init__(layers=[PreallocatedLayer(self) for _ in range(layers)])
 
     def allocate(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Hand one layer its ``[batch, heads, capacity, head_dim]`` views of keys and values."""
+        """Hand one layer its views of keys ``[batch, heads, capacity, head_dim]`` and values, which
+        are one longer in an exact cache."""
         if key_states.shape != value_states.shape:
             raise ValueError(
                 "keys and values of different shapes are not supported: "
                 f"{tuple(key_states.shape)} and {tuple(value_states.shape)}"
             )
         batch, heads, _, dim = key_states.shape
-        signature = (batch, heads, dim, key_states.dtype, key_states.device)
+        dtype = torch.float32 if self.exact else key_states.dtype
+        signature = (batch, heads, dim, dtype, key_states.device)
         if signature not in self._storages:
-            shape = (self._layer_count, 2, batch, heads, self.capacity, dim)
+            shape = (self._layer_count, 2, batch, heads, self.capacity, dim + self.exact)
             # zeros, not empty: masked positions are still multiplied, and 0 * NaN is NaN
-            storage = torch.zeros(shape, dtype=key_states.dtype, device=key_states.device)
+            storage = torch.zeros(shape, dtype=dtype, device=key_states.device)
+            storage[..., dim:] = 1.0
             self._storages[signature] = (storage, 0)
         storage, used = self._storages[signature]
         self._storages[signature] = (storage, used + 1)
-        return storage[used, 0], storage[used, 1]
+        return storage[used, 0, ..., :dim], storage[used, 1]
 
     def advance(self, count: int) -> None:
         """Commit the first ``count`` positions of the last forward (a chain, or a prompt)."""

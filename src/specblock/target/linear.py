@@ -12,17 +12,14 @@ the same product (equal within rounding, always contiguous):
 
 The last two keep a second copy of the weights they cover.
 
-:func:`measure_routes` times them over passes through all layers, so that weights come from memory
-as in a real forward, and :class:`RouteTable` records the fastest per shape and row count.
-Nothing is assumed: without a table every layer takes ``direct``.
+:mod:`specblock.target.routes` measures which to take, and a :class:`RouteTable` records it per
+shape and row count. Nothing is assumed: without a table every layer takes ``direct``.
 """
 
 from __future__ import annotations
 
 import bisect
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -31,7 +28,6 @@ from torch.nn import functional as F
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 COPYING = ("packed", "blocked")
-_TIE = 0.05  # what less than this decides is noise
 _PACK_ROWS = 64  # the pack serves every row count; MKL packs best for a batch of about this size
 
 
@@ -151,110 +147,3 @@ def available_routes(weight: Tensor) -> tuple[str, ...]:
     if has_onednn and weight.dtype in (torch.float32, torch.bfloat16):
         routes.append("blocked")
     return tuple(routes)
-
-
-def measure_routes(
-    linears: Iterable[RoutedLinear], *, repetitions: int = 3, max_extra_bytes: int | None = None
-) -> RouteTable:
-    """Time every route for every shape and row bucket; returns the fastest of each.
-
-    A route is timed over whole passes through ``linears`` in their order, as a forward makes
-    them: what a weight costs depends on how much else has gone through the cache since.
-
-    ``max_extra_bytes`` bounds the memory of the copies: shapes get one, the largest share of the
-    weights first, while the bound allows. What follows from the times: :func:`choose_routes`.
-    """
-    linears = list(linears)
-    left = float("inf") if max_extra_bytes is None else max_extra_bytes
-    sizes: dict[Shape, int] = defaultdict(int)
-    for linear in linears:
-        sizes[linear.shape] += linear.weight.numel() * linear.weight.element_size()
-    may_copy = set()
-    for shape, size in sorted(sizes.items(), key=lambda item: -item[1]):
-        if size <= left:
-            may_copy.add(shape)
-            left -= size
-    seconds: dict[Shape, list[dict[str, float]]] = {
-        shape: [{} for _ in ROW_BUCKETS] for shape in sizes
-    }
-    for route in ("direct", "transposed", *COPYING):
-        for index, rows in enumerate(ROW_BUCKETS):
-            for shape, taken in _time_pass(linears, rows, route, may_copy, repetitions).items():
-                seconds[shape][index][route] = taken
-        for linear in linears:
-            linear.refresh()  # two copies at once would crowd each other out of the cache
-    return RouteTable(choose_routes(seconds))
-
-
-def choose_routes(seconds: dict[Shape, list[dict[str, float]]]) -> dict[Shape, list[str]]:
-    """The route of every shape and bucket, given ``seconds[shape][bucket][route]`` of one pass.
-
-    One route per bucket serves all shapes that have it, the others run ``direct``: the sum over
-    all layers is far less noisy than any shape's own figure. At most one kind of copy is kept, and
-    where there is one it is taken in every bucket where it loses no more than `_TIE`: a forward of
-    another row count then finds the weights in the cache that the last one left.
-    """
-    plans = []
-    for copying in (None, *COPYING):
-        routes = ["direct", "transposed", *([copying] if copying else [])]
-        chosen, cost = [], 0.0
-        for bucket in range(len(ROW_BUCKETS)):
-            totals = {route: _total(seconds, bucket, route) for route in routes}
-            least, kept = min(totals.values()), routes[-1] if copying else "direct"
-            best = kept if totals[kept] <= (1 + _TIE) * least else min(totals, key=totals.get)
-            chosen.append(best)
-            cost += totals[best] / totals["direct"]
-        plans.append((cost * (1 + _TIE if copying else 1), chosen))
-    chosen = min(plans, key=lambda plan: plan[0])[1]
-    return {
-        shape: [
-            route if route in timed else "direct"
-            for route, timed in zip(chosen, buckets, strict=True)
-        ]
-        for shape, buckets in seconds.items()
-    }
-
-
-def _total(seconds: dict[Shape, list[dict[str, float]]], bucket: int, route: str) -> float:
-    """Seconds of a pass in which every shape that can takes ``route``."""
-    return sum(
-        buckets[bucket].get(route, buckets[bucket]["direct"]) for buckets in seconds.values()
-    )
-
-
-@torch.inference_mode()
-def _time_pass(
-    linears: list[RoutedLinear],
-    rows: int,
-    route: str,
-    may_copy: set[Shape],
-    repetitions: int,
-) -> dict[Shape, float]:
-    """Least seconds per shape over some passes by one route: noise only ever adds.
-
-    Layers that cannot take the route run ``direct``, and their shapes are not in the result.
-    """
-    inputs = {
-        (linear.in_features, linear.weight.dtype): torch.ones(
-            rows, linear.in_features, dtype=linear.weight.dtype
-        )
-        for linear in linears
-    }
-    fit = {
-        linear.shape
-        for linear in linears
-        if route in available_routes(linear.weight)
-        and (route not in COPYING or linear.shape in may_copy)
-    }
-    least: dict[Shape, float] = {}
-    for repetition in range(repetitions + 1):
-        taken: dict[Shape, float] = defaultdict(float)
-        for linear in linears:
-            x = inputs[linear.in_features, linear.weight.dtype]
-            started = time.perf_counter()
-            linear.compute(x, route if linear.shape in fit else "direct")
-            taken[linear.shape] += time.perf_counter() - started
-        if repetition:  # the first pass makes the copies and warms up
-            for shape in fit:
-                least[shape] = min(taken[shape], least.get(shape, float("inf")))
-    return least

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from specblock.errors import ContextError, ModelError
-from specblock.target import attention, masks
+from specblock.target import attention, invariant, masks
 from specblock.target.cache import PathCache
 from specblock.target.linear import RoutedLinear, RouteTable, route_linears, routed
 
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
+
+_REPLACEABLE = ("sdpa", attention.NAME, invariant.NAME)  # the same attention in other orders
 
 
 @dataclass(frozen=True)
@@ -91,26 +93,51 @@ class Target:
         model: ``PreTrainedModel`` with a language-model head, in eval mode.
         feature_layers: 0-based decoder layers whose outputs the drafter reads.
         prefill_chunk: prompt positions per forward.
+        exact: let no row's logits depend on the others, so that a verified tree gives plain
+            decoding's to the bit (:mod:`specblock.target.invariant`); None does so in half
+            precision on the CPU, where every other answer meets a near-tie.
 
-    Raises :class:`ModelError` if the architecture cannot verify a tree.
+    Raises :class:`ModelError` if the architecture cannot verify a tree, or not exactly.
     """
 
-    def __init__(self, model: nn.Module, feature_layers: tuple[int, ...] = (), prefill_chunk=512):
+    def __init__(
+        self,
+        model: nn.Module,
+        feature_layers: tuple[int, ...] = (),
+        prefill_chunk: int = 512,
+        exact: bool | None = None,
+    ):
         self.model = model.eval()
         self.config = text_config(model)
         self.kinds = masks.attention_kinds(self.config)
         self.window = getattr(self.config, "sliding_window", None)
         self.prefill_chunk = prefill_chunk
         self._tap = FeatureTap(model, tuple(feature_layers))
-        self._select_attention()
+        self.exact = self._select_attention(exact)
         self.linears: list[RoutedLinear] = list(routed(model))
         if self.device.type == "cpu" and not self.linears:
             self.linears = route_linears(model)
         self.cache: PathCache | None = None
 
-    def _select_attention(self) -> None:
-        if self.model.config._attn_implementation == "sdpa":
-            self.model.set_attn_implementation(attention.register())
+    def _select_attention(self, exact: bool | None) -> bool:
+        """Give the model its attention; whether that is the exact one."""
+        replaceable = self.model.config._attn_implementation in _REPLACEABLE
+        possible = replaceable and self.device.type == "cpu"
+        if exact and not possible:
+            raise ModelError(
+                "Verification can be made exact on the CPU alone, for models that run with sdpa "
+                "attention; leave exact out."
+            )
+        if exact is None:
+            exact = possible and self.dtype in (torch.bfloat16, torch.float16)
+        if replaceable:
+            chosen = invariant if exact else attention
+            self.model.set_attn_implementation(chosen.register())
+        return exact
+
+    def give_up_exactness(self) -> None:
+        """Back to the faster kernels, whose rows may depend on each other's number."""
+        self.exact, self.cache = self._select_attention(False), None
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +174,7 @@ class Target:
         if self.cache is not None and self.cache.capacity >= capacity:
             self.cache.crop_to(0)
             return
-        self.cache = PathCache(self.config.num_hidden_layers, capacity)
+        self.cache = PathCache(self.config.num_hidden_layers, capacity, self.exact)
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor) -> TargetOutput:

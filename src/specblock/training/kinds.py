@@ -92,6 +92,13 @@ def training_kind(name: str) -> TrainingKind:
     return TRAINING[name]
 
 
+def default_feature_layers(target_layers: int, drafter_layers: int) -> tuple[int, ...]:
+    """Half way up the target, three quarters, and the input of the layers that the drafter copies:
+    lower layers tell it less about the next position (docs/experiments.md, 20)."""
+    low, middle = target_layers // 2 - 1, 3 * target_layers // 4 - 1
+    return max(0, low), max(0, middle), target_layers - drafter_layers - 1
+
+
 def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: str) -> StoredConfig:
     """A drafter shaped like the target's own layers, reading the input of those it copies.
 
@@ -106,7 +113,7 @@ def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: st
         "vocab_size": config.vocab_size,
         "target_layers": count,
         # the same for all kinds, so that the features of one serve to train the others
-        "feature_layers": (1, count // 2 - 1, count - recipe.layers - 1),
+        "feature_layers": recipe.feature_layers or default_feature_layers(count, recipe.layers),
         "intermediate_size": config.intermediate_size,
         "num_attention_heads": heads,
         "num_key_value_heads": config.num_key_value_heads,

@@ -173,6 +173,9 @@ class TrainSettings(RunSettings):
     seed: int = described(0, "The same seed gives the same weights.")
     draft_vocab_size: Count = described(12_288, "Tokens that the drafter can propose.")
     layers: Count = described(2, "Decoder layers of the drafter.")
+    feature_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = described(
+        None, "Target layers (from 0) whose outputs are the features: 1,14,27 by default for 30."
+    )
     block_size: Count = described(4, "Tokens a block proposes (K).")
     blocks: Count = described(2, "Blocks trained one behind the other.")
     positions: Count = described(32, "Positions per sequence that run whole blocks.")
@@ -204,6 +207,11 @@ class TrainSettings(RunSettings):
     dtype: str = described("bfloat16", "The target's: float32, bfloat16, float16 or auto.")
     device: str = described("cpu", "A torch device such as cpu or cuda.")
     threads: Count | None = described(None, "CPU threads.")
+
+    @field_validator("feature_layers", mode="before")
+    @classmethod
+    def _numbers_of_text(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSettings:

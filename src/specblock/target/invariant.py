@@ -1,0 +1,137 @@
+"""Attention in which no row's result depends on the others: a verified tree gives plain logits.
+
+Floating-point sums depend on their order, and the usual kernels choose it by the number of rows
+and by where a key lies. A draft token lies elsewhere when it is verified in a tree than when it is
+decoded plainly, so its logits come out a rounding apart; in half precision that changes half of all
+answers at some near-tie. Here the order of every sum is that of the keys' *positions*, whatever
+else is in the batch:
+
+* scores: each is a product of two vectors of the head's size, which no kernel splits;
+* weights: exponentials, element by element; their sum is taken with the values, which end in a 1
+  (an exact :class:`~specblock.target.cache.PathCache` keeps them so), and divides at the end;
+* values: matrix products over at most `_BLOCK` keys of a sequence plus the tree. Such a product
+  adds key after key; keys that a row may not see carry the weight 0 and change nothing. Products
+  over more keys are split by the kernel, so blocks are added up here, and a block's limits are
+  positions: a tree that reaches over a limit is multiplied in two parts.
+
+All of it is in fp32, with at least `_MIN_ROWS` rows and `_MIN_KEYS` keys, since fewer are given to
+other kernels. That these products keep to one order is a property of the library (MKL does), not
+of the standard: :mod:`specblock.engine.exactness` tries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from specblock.target.attention import grouped_sdpa
+
+NAME = "specblock_invariant"
+_BLOCK = 256  # positions; MKL adds up to 384 keys in one go
+_MIN_ROWS, _MIN_KEYS = 16, 32
+_MAX_ROWS = 128  # more rows are a prompt's, which no two ways of decoding read differently
+
+
+def invariant_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Attention of ``query [1, heads, n, d]`` over ``key [1, kv_heads, t, d]``.
+
+    The last n keys are the rows' own. ``value [1, kv_heads, t, d + 1]`` ends in ones; without them
+    they are added. ``attention_mask`` is additive ``[1, 1, n, t]``, or None for one row that sees
+    all. Prompts and batches go to :func:`grouped_sdpa`.
+    Returns ``[1, n, heads, d]`` and no weights.
+    """
+    batch, heads, rows, dim = query.shape
+    shared_mask = attention_mask is None or attention_mask.shape[:2] == (1, 1)
+    lone = attention_mask is not None or rows == 1
+    if batch > 1 or rows > _MAX_ROWS or dropout or not (shared_mask and lone):
+        key, value = key.to(query.dtype), value[..., :dim].to(query.dtype)
+        return grouped_sdpa(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    keys, values = key[0].float(), value[0].float()
+    if values.shape[-1] == dim:
+        values = F.pad(values, (0, 1), value=1.0)
+    mask = None if attention_mask is None else attention_mask[0, 0, :, : keys.shape[1]]
+    scale = dim**-0.5 if scaling is None else scaling
+    weights = _weights(query[0], keys, mask, scale)
+    total = None
+    for part, where in _parts(weights, rows, mask):
+        added = _product(part, values[:, where])
+        total = added if total is None else total.add_(added)
+    total = total[:, : heads // len(keys) * rows]
+    mixed = (total[..., :-1] / total[..., -1:]).to(query.dtype)
+    return mixed.view(heads, rows, -1).transpose(0, 1)[None].contiguous(), None
+
+
+def _weights(query: Tensor, keys: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Unnormalised weights ``[kv_heads, R, t]``: a group's heads are rows of their key head, and
+    there are at least `_MIN_ROWS` of them; those without a query weigh nothing."""
+    heads, rows, dim = query.shape
+    groups = heads // len(keys)
+    flat = query.float().reshape(len(keys), groups * rows, dim)
+    if groups * rows < _MIN_ROWS:
+        flat = F.pad(flat, (0, 0, 0, _MIN_ROWS - groups * rows))
+    nothing = flat.new_empty(1, 1, 1)
+    scores = torch.baddbmm(nothing, flat, keys.transpose(1, 2), beta=0, alpha=scale)
+    used = scores[:, : groups * rows]
+    if mask is not None:
+        used.unflatten(1, (groups, rows)).add_(mask)
+    used.sub_(used.amax(-1, keepdim=True)).exp_()
+    return scores
+
+
+def _product(weights: Tensor, values: Tensor) -> Tensor:
+    """``weights [kv_heads, R, k]`` by ``values [kv_heads, k, d + 1]``, lengthened by zeros."""
+    short = _MIN_KEYS - weights.shape[-1]
+    if short > 0:
+        weights, values = F.pad(weights, (0, short)), F.pad(values, (0, 0, 0, short))
+    return torch.bmm(weights, values)
+
+
+def _parts(weights: Tensor, rows: int, mask: Tensor | None) -> Iterator[tuple[Tensor, slice]]:
+    """Weights and their keys, block of positions by block."""
+    context = weights.shape[-1] - rows
+    last = context // _BLOCK * _BLOCK
+    for start in range(0, last, _BLOCK):
+        where = slice(start, start + _BLOCK)
+        yield weights[..., where], where
+    rest, where = weights[..., last:], slice(last, None)
+    late = _behind(last + _BLOCK, context, mask) if last + _BLOCK < context + rows else None
+    if late is None or not late.any():
+        yield rest, where
+        return
+    late = F.pad(late, (context - last, 0))
+    yield rest.masked_fill(late, 0.0), where
+    yield rest.masked_fill(~late, 0.0), where
+
+
+def _behind(limit: int, context: int, mask: Tensor | None) -> Tensor | None:
+    """Which of the rows' own keys have a position of at least ``limit``; bool [n].
+
+    A node's depth is the number of its ancestors, which are what it sees of the tree.
+    """
+    if mask is None:
+        return None
+    depths = (mask[:, context:] == 0).sum(-1) - 1
+    return context + depths >= limit
+
+
+def register() -> str:
+    """Make the attention known to transformers; returns the name to select it by."""
+    AttentionInterface.register(NAME, invariant_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME

@@ -1,0 +1,154 @@
+"""No row's result depends on the others: verified trees repeat plain decoding, bit for bit."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from specblock.engine.exactness import give_up_unless_exact, repeats_plain
+from specblock.errors import ModelError
+from specblock.target.invariant import invariant_attention
+from specblock.target.linear import ROW_BUCKETS, RouteTable
+from specblock.target.masks import additive, tree_mask, within_window
+from specblock.target.model import Target
+from specblock.target.routes import agreeing_routes, choose_routes
+from tests.tiny import ARCHITECTURES, make_target
+
+
+def random_tree(count: int, seed: int) -> torch.Tensor:
+    """Ancestors-or-self of every node, bool [n, n]."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.eye(count, dtype=torch.bool)
+    for node in range(1, count):
+        mask[node] |= mask[int(torch.randint(0, node, (1,), generator=generator))]
+    return mask
+
+
+def kernels_keep_one_order() -> bool:
+    """Whether this machine's products add key after key, however many rows there are: what the
+    attention builds on, tried without it."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(2, 16, 300, generator=generator)
+    values = torch.randn(2, 300, 9, generator=generator)
+    plain = torch.bmm(weights, values)
+    apart = torch.zeros(2, 48, 340)
+    apart[:, :16, :250], apart[:, :16, 260:310] = weights[..., :250], weights[..., 250:]
+    moved = torch.zeros(2, 340, 9)
+    moved[:, :250], moved[:, 260:310] = values[:, :250], values[:, 250:]
+    return torch.bmm(apart, moved)[:, :16].equal(plain)
+
+
+def exact_target(name: str, dtype: torch.dtype) -> Target:
+    """A target whose layers all take one route that keeps its rows; skips where there is none."""
+    model = make_target(name, max_position_embeddings=1024).to(dtype)
+    target = Target(model, exact=True)
+    shapes = {linear.shape for linear in target.linears}
+    agreement = agreeing_routes(target.linears, may_copy=shapes)
+    names = ("direct", "transposed", "packed", "blocked")
+    steady = [n for n in names if all(n in bucket[n] for bucket in agreement)]
+    if not steady or not kernels_keep_one_order():
+        pytest.skip("this machine's matrix products depend on the number of rows")
+    target.use_routes(RouteTable({shape: [steady[-1]] * len(ROW_BUCKETS) for shape in shapes}))
+    return target
+
+
+@pytest.mark.parametrize("context", [0, 5, 250, 256, 300, 700])
+@pytest.mark.parametrize("rows", [1, 4, 40])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_it_is_attention(context, rows, groups):
+    generator = torch.Generator().manual_seed(context + rows)
+    heads, dim = 2 * groups, 8
+    query = torch.randn(1, heads, rows, dim, generator=generator)
+    key, value = (torch.randn(1, 2, context + rows, dim, generator=generator) for _ in range(2))
+    visible = tree_mask(random_tree(rows, context), context)
+    mask = None if rows == 1 else additive(visible, torch.float32)[None, None]
+    ours, weights = invariant_attention(None, query, key, value, mask, scaling=0.3)
+    wide = [x.repeat_interleave(groups, 1).double() for x in (key, value)]
+    theirs = F.scaled_dot_product_attention(query.double(), *wide, visible, scale=0.3)
+    assert weights is None
+    torch.testing.assert_close(ours, theirs.transpose(1, 2).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_windows_and_the_default_scale():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 2, 6, 8, generator=generator)
+    key, value = (torch.randn(1, 2, 306, 8, generator=generator) for _ in range(2))
+    tree = random_tree(6, 1)
+    positions = 300 + tree.sum(-1) - 1
+    visible = within_window(tree_mask(tree, 300), positions, 300, 100)
+    ours, _ = invariant_attention(
+        None, query, key, value, additive(visible, query.dtype)[None, None]
+    )
+    theirs = F.scaled_dot_product_attention(query, key, value, visible)
+    torch.testing.assert_close(ours, theirs.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_verified_trees_repeat_plain_decoding_to_the_bit(name, dtype):
+    assert repeats_plain(exact_target(name, dtype), seed=1)
+
+
+def test_a_kernel_that_minds_its_rows_is_noticed():
+    target = exact_target("llama", torch.float32)
+    linear = target.linears[3]
+    compute = type(linear).forward
+    linear.forward = lambda x: compute(linear, x) * (1 + (x.numel() > 32 * 20) * 1e-6)
+    assert not repeats_plain(target)
+
+
+def test_a_machine_that_cannot_be_exact_is_told_so(monkeypatch, caplog):
+    model = make_target("llama").to(torch.bfloat16)
+    targets = [Target(model), Target(model, (1,))]
+    assert all(target.exact for target in targets)
+    monkeypatch.setattr("specblock.engine.exactness.repeats_plain", lambda target: False)
+    give_up_unless_exact(targets)
+    assert not any(target.exact for target in targets)
+    assert "near-ties" in caplog.text
+    assert model.config._attn_implementation == "specblock_sdpa"
+
+
+def test_half_precision_on_the_cpu_is_exact_unless_told_otherwise():
+    assert not Target(make_target("llama")).exact
+    model = make_target("llama").to(torch.bfloat16)
+    target = Target(model)
+    target.reset(32)
+    target.prefill(torch.arange(5, 14))
+    assert target.exact
+    assert {storage.dtype for storage, _ in target.cache._storages.values()} == {torch.float32}
+    assert not Target(model, exact=False).exact
+
+
+def test_exact_is_refused_for_attention_that_cannot_be_replaced():
+    model = make_target("llama")
+    model.set_attn_implementation("eager")
+    with pytest.raises(ModelError, match="leave exact out"):
+        Target(model, exact=True)
+    assert not Target(model.to(torch.bfloat16)).exact
+
+
+def buckets(**by_route):
+    return [dict(by_route) for _ in ROW_BUCKETS]
+
+
+def test_routes_that_do_not_agree_are_not_mixed():
+    seconds = {(4, 4): buckets(direct=1.0, transposed=2.0, packed=1.5)}
+    seconds[4, 4][0]["direct"] = 0.5
+    names = ("direct", "transposed", "packed", "blocked")
+    agreement = buckets(**{name: {name} for name in names})
+    assert set(choose_routes(seconds, agreement)[4, 4]) == {"direct"}
+    # direct products of 5 to 8 rows differ from single ones; blocked stands for direct here too
+    agreement[3]["direct"] = agreement[3]["blocked"] = set()
+    assert set(choose_routes(seconds, agreement)[4, 4]) == {"packed"}
+    for bucket in agreement:
+        bucket["transposed"] |= {"packed"}  # and so may serve beside it, but is slower
+    assert set(choose_routes(seconds, agreement)[4, 4]) == {"packed"}
+    seconds[4, 4][5]["transposed"] = 0.1
+    chosen = ["packed"] * len(ROW_BUCKETS)
+    chosen[5] = "transposed"
+    assert choose_routes(seconds, agreement)[4, 4] == chosen
+
+
+def test_where_no_route_agrees_the_fastest_is_taken():
+    seconds = {(4, 4): buckets(direct=1.0, transposed=0.5)}
+    agreement = buckets(**{name: set() for name in ("direct", "transposed", "packed", "blocked")})
+    assert set(choose_routes(seconds, agreement)[4, 4]) == {"transposed"}
