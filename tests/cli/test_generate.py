@@ -45,11 +45,12 @@ def test_options_reach_the_config(fake, run):
 def test_loading_options(fake, run):
     run("generate", "x", "--model", "m", "--dtype", "bfloat16", "--device", "cpu", "--threads", "2")
     run("generate", "x", "--drafter", "none")
-    run("generate", "x", "--drafter", "some/folder")
+    run("generate", "x", "--drafter", "some/folder", "--no-exact")
     options = {"drafter": "auto", "dtype": "bfloat16", "device": "cpu", "threads": 2}
-    options |= {"calibrate": "missing", "budget": "measured"}
+    options |= {"exact": None, "calibrate": "missing", "budget": "measured"}
     assert fake.loads[0] == ("m", options)
     assert [loaded[1]["drafter"] for loaded in fake.loads] == ["auto", None, "some/folder"]
+    assert fake.loads[2][1]["exact"] is False
 
 
 @pytest.mark.parametrize("arguments", [["generate"], ["generate", "-"]])
