@@ -27,6 +27,7 @@ VERBS = (
     "bench-training",
     "adapt",
     "bench-adapt",
+    "profile",
 )
 
 

@@ -10,7 +10,7 @@ from specblock.drafters.base import BudgetController, CopiesController, FixedBud
 from specblock.drafters.specblock.checkpoint import save_checkpoint
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.engine import loading
-from specblock.engine.calibrate import Calibration, _Alternating, calibration_key, calibration_path
+from specblock.engine.calibrate import Calibration, calibration_key, calibration_path
 from specblock.engine.loading import assemble, find_drafter, load, load_drafter
 from specblock.errors import CheckpointError, ConfigError
 from specblock.target.linear import RouteTable
@@ -97,10 +97,34 @@ def test_a_network_gets_the_text_along_with_a_measured_budget(folder, tmp_path):
 
 def test_a_calibration_survives_json():
     table = CostTable({1: 1.0, 4: 1.5}, {1: 0.1}, {1: 0.1, 4: 0.2}, 0.01)
-    calibration = Calibration(RouteTable({(4, 3): ["direct"] * 7}), table)
+    calibration = Calibration(RouteTable({(4, 3): ["direct"] * 7}), table, exact=True)
     again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
     assert again.costs.to_dict() == table.to_dict()
     assert again.routes.routes == calibration.routes.routes
+    assert again.exact
+
+
+def test_a_machine_that_was_found_inexact_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr("specblock.engine.exactness.repeats_plain", lambda target: False)
+    model, costs = make_target("llama").to(torch.bfloat16), CostTable({1: 1.0})
+    monkeypatch.setattr("specblock.engine.calibrate.measure_costs", lambda *_: costs)
+    measured = assemble(model, make_tokenizer(), None, cache_dir=tmp_path)
+    monkeypatch.undo()
+    assert not measured.target.exact
+    again = assemble(model, make_tokenizer(), None, cache_dir=tmp_path)
+    assert again.costs.to_dict() == costs.to_dict()  # nothing was measured
+    assert not again.target.exact
+
+
+def test_targets_of_one_model_keep_their_own_attention():
+    model = make_target("llama").to(torch.bfloat16)
+    exact = assemble(model, make_tokenizer(), None, calibrate="never")
+    answer = exact.generate("w7 w8 w9", max_new_tokens=12)
+    loose = assemble(model, make_tokenizer(), None, exact=False, calibrate="never")
+    assert not loose.target.exact
+    assert loose.generate("w7 w8 w9", max_new_tokens=12).stats.new_tokens > 0
+    assert exact.generate("w7 w8 w9", max_new_tokens=12).token_ids == answer.token_ids
+    assert model.config._attn_implementation == "specblock_invariant"
 
 
 @pytest.mark.parametrize(
@@ -145,14 +169,3 @@ def test_which_drafter_is_meant(tmp_path, monkeypatch, caplog):
     assert find_drafter("smollm2-135m-instruct", "my/own").parts == ("my", "own")
     assert find_drafter("Qwen/Qwen3-0.6B", "auto") is None
     assert "decoding plainly" in caplog.text
-
-
-def test_the_overhead_of_a_round_leaves_out_every_call_that_the_table_has():
-    costs = CostTable({1: 1.0}, {1: 0.2}, {1: 0.25, 2: 0.5})
-    budget = _Alternating(8, 2, 3, costs)
-    for turn in range(6):
-        assert budget.speculate() == (turn < 3)
-        assert budget.asked == 0.0
-        for _ in range(7):  # levels of a deep drafter, 2 leaves each
-            assert budget.leaves(torch.tensor([0.5, 0.3, 0.1]), 3) == 2
-        assert budget.asked == pytest.approx(3.5)

@@ -103,11 +103,9 @@ def assemble_field(
     """
     specs = _checked(names, folders, budget)
     drafters = _drafters(network, tokenizer, specs, folders, blocks)
-    plain = SharedTarget(network, exact=exact)
-    targets: dict[tuple[int, ...], SharedTarget] = {(): plain}
-    for drafter in drafters.values():
-        layers = drafter.feature_layers
-        targets.setdefault(layers, SharedTarget(network, layers, exact))
+    layers = dict.fromkeys(((), *(drafter.feature_layers for drafter in drafters.values())))
+    targets = {tapped: SharedTarget(network, tapped, exact) for tapped in layers}
+    plain = targets[()]
     wanted = [name for name in drafters if specs[name].measured and budget == "measured"]
     if measured is None:
         measured = _measure(targets, drafters, wanted, on_step)
@@ -118,18 +116,16 @@ def assemble_field(
     for name, spec in specs.items():
         if name == COMPILED:
             on_step("compiling the target's step")
-            contenders[name] = Contender(
-                Speculator(CompiledTarget(network, plain.exact), tokenizer)
-            )
+            compiled = CompiledTarget(network, plain.exact)
+            contenders[name] = Contender(Speculator(compiled, tokenizer))
             continue
         drafter = drafters.get(name)
         target = targets[drafter.feature_layers if drafter is not None else ()]
         costs = measured.costs[name] if name in wanted else None
-        folder = folders.get(spec.kind or "")
-        copies = TextCopies() if spec.copies and costs is not None else None
-        contenders[name] = Contender(_speculator(target, tokenizer, drafter, costs, folder, copies))
+        speculator = _speculator(target, tokenizer, drafter, costs, spec, folders)
+        contenders[name] = Contender(speculator)
     about = {name: _about(specs[name], drafters.get(name), name in wanted) for name in specs}
-    return Field(Speculator(targets[()], tokenizer), contenders, measured, about)
+    return Field(Speculator(plain, tokenizer), contenders, measured, about)
 
 
 def _checked(
@@ -189,12 +185,16 @@ def _measure(
     _use_routes(plain.model, drafters, routes)
     give_up_unless_exact([*targets.values()])
     costs = {"": measure_costs(plain, None, on_step)}
+    tables: dict[str, CostTable] = {}  # methods with the same drafter share what it costs
     for name in wanted:
-        target = targets[drafters[name].feature_layers]
-        with target.in_use():
-            costs[name] = measure_costs(
-                target, drafters[name], lambda step, name=name: on_step(f"{name}: {step}")
-            )
+        drafter = drafters[name]
+        target, shape = targets[drafter.feature_layers], drafter.shape_name()
+        if shape not in tables:
+            with target.in_use():
+                tables[shape] = measure_costs(
+                    target, drafter, lambda step, name=name: on_step(f"{name}: {step}")
+                )
+        costs[name] = tables[shape]
     return Measured(routes, costs)
 
 
@@ -214,8 +214,8 @@ def _speculator(
     tokenizer: Any,
     drafter: Drafter | None,
     costs: CostTable | None,
-    folder: Path | None,
-    copies: TextCopies | None,
+    spec: MethodSpec,
+    folders: Mapping[str, Path],
 ) -> Speculator:
     """A method's loop; without a measured table it has the fixed budget."""
     if drafter is None:
@@ -223,6 +223,7 @@ def _speculator(
     metered = MeteredDrafter(drafter)
     if costs is None:
         return Speculator(target, tokenizer, metered, FixedBudget(NODES))
+    folder, copies = folders.get(spec.kind or ""), TextCopies() if spec.copies else None
     if isinstance(drafter, LookupDrafter):
         alone = CopiesController(costs), costs, CopiesController(costs)
         return Speculator(target, tokenizer, metered, *alone, copies=copies)

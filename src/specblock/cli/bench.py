@@ -84,7 +84,7 @@ def bench(
     config = GenerationConfig(max_new_tokens=max_new_tokens, seed=seed, **sampling)
     chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
     earlier, placement = json_out if resume else None, (dtype, device, threads)
-    field = _open_field(model, methods, drafter or [], placement, exact, budget, earlier)
+    field = open_field(model, methods, drafter or [], placement, exact, budget, earlier)
     report = run(
         field.judge,
         chosen,
@@ -106,7 +106,7 @@ def bench(
     _say_result(report)
 
 
-def _open_field(
+def open_field(
     model: str,
     methods: str,
     drafters: list[str],

@@ -19,6 +19,7 @@ from specblock.cli.demo import demo
 from specblock.cli.evaluate import evaluate
 from specblock.cli.generate import generate
 from specblock.cli.prepare_data import prepare_data
+from specblock.cli.profile import profile
 from specblock.cli.regenerate import regenerate
 from specblock.cli.report import report
 from specblock.cli.train import train
@@ -45,6 +46,7 @@ for command in (
     report,
     bench_training,
     bench_adapt,
+    profile,
 ):
     app.command()(command)
 app.add_typer(adapt, name="adapt")

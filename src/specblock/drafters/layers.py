@@ -33,9 +33,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
 
 class Rotary(nn.Module):
@@ -119,8 +117,9 @@ class FeatureNorms(nn.ModuleList):
         super().__init__(RMSNorm(size, eps) for _ in range(count))
 
     def forward(self, features: Tensor) -> Tensor:
-        parts = features.chunk(len(self), dim=-1)
-        return torch.cat([norm(part) for norm, part in zip(self, parts, strict=True)], dim=-1)
+        parts = features.unflatten(-1, (len(self), -1))
+        weights = torch.stack([norm.weight for norm in self])
+        return (weights * F.rms_norm(parts, parts.shape[-1:], eps=self[0].eps)).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -214,15 +213,12 @@ def attend_cached(
         q: [R, heads, d]; k, v: [n, kv_heads, d].
         mask: additive [R, start + n]; None lets every row see all.
     """
-    stop, groups = start + len(k), q.shape[1] // k.shape[1]
+    stop = start + len(k)
     cache[0, :, start:stop] = k.transpose(0, 1)
     cache[1, :, start:stop] = v.transpose(0, 1)
-    keys, values = cache[:, :, :stop].unbind(0)
-    # heads of a group become rows of their key head: no key is copied
-    folded = q.unflatten(1, (-1, groups)).permute(1, 2, 0, 3).flatten(1, 2)
-    tiled = None if mask is None else mask.repeat(groups, 1)[None, None]
-    out = F.scaled_dot_product_attention(folded[None], keys[None], values[None], tiled)[0]
-    return out.unflatten(1, (groups, -1)).permute(2, 0, 1, 3).flatten(1)
+    rows, keys, values = q.transpose(0, 1)[None], *cache[:, None, :, :stop].unbind(0)
+    out = F.scaled_dot_product_attention(rows, keys, values, mask, enable_gqa=True)
+    return out[0].transpose(0, 1).flatten(1)
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

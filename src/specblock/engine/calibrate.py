@@ -17,17 +17,15 @@ from pathlib import Path
 
 import torch
 
-from specblock.drafters.base import Drafter, FixedBudget
+from specblock.drafters.base import Drafter
 from specblock.engine.exactness import give_up_unless_exact
-from specblock.engine.rounds import decode
-from specblock.engine.statistics import GenerationStats
+from specblock.engine.round_costs import fitted_to_rounds, typical
 from specblock.storage import cache_folder, write_atomically
 from specblock.target.linear import RouteTable, routed
 from specblock.target.model import Target
 from specblock.target.routes import measure_routes
 from specblock.tree.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.sampling import SamplingParams
 
 TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 DRAFT_PAIRS = (1, 2, 4, 8)
@@ -181,7 +179,7 @@ def measure_costs(
     draft_first, draft_next = _seconds(first, target), _seconds(later, target)
     on_step("whole rounds")
     table = CostTable(verify, draft_first, draft_next)
-    return CostTable(verify, draft_first, draft_next, _overhead(target, drafter, prompt, table))
+    return fitted_to_rounds(table, target, drafter, prompt.tolist())
 
 
 def _call(function: Callable, *arguments) -> Callable[[], None]:
@@ -193,11 +191,6 @@ def _chain(rows: int, target: Target) -> DraftTree:
     index = torch.arange(rows, device=target.device)
     zero = torch.zeros(rows, device=target.device)
     return DraftTree(index, index - 1, index, zero, zero, torch.zeros_like(index))
-
-
-def _typical(seconds: list[float]) -> float:
-    """The first quartile: noise only adds, and the least of a few is luck."""
-    return sorted(seconds)[len(seconds) // 4]
 
 
 def _seconds(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
@@ -216,62 +209,9 @@ def _seconds(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, 
             call()
             _synchronise(target)
             seconds[size].append(time.perf_counter() - started)
-    return {size: _typical(times) for size, times in seconds.items()}
+    return {size: typical(times) for size, times in seconds.items()}
 
 
 def _synchronise(target: Target) -> None:
     if target.device.type == "cuda":
         torch.cuda.synchronize(target.device)
-
-
-class _Alternating(FixedBudget):
-    """Groups of speculating rounds and of plain ones in turn.
-
-    ``asked``: by the table, the seconds of the later blocks or levels of the last drafted round.
-    """
-
-    def __init__(self, nodes: int, leaves: int, group: int, costs: CostTable):
-        super().__init__(nodes, leaves)
-        self.group, self.rounds = group, 0
-        self.costs, self.asked = costs, 0.0
-
-    @property
-    def settled(self) -> bool:
-        """Not the first round of a group, which pays for the change."""
-        return self.rounds % self.group != 1
-
-    def speculate(self, copied: DraftTree | None = None) -> bool:
-        self.rounds += 1
-        self.asked = 0.0
-        return (self.rounds - 1) // self.group % 2 == 0
-
-    def leaves(self, leaf_survival: torch.Tensor, max_leaves: int) -> int:
-        chosen = super().leaves(leaf_survival, max_leaves)
-        self.asked += self.costs.draft_next_seconds(chosen)
-        return chosen
-
-
-def _overhead(target: Target, drafter: Drafter, prompt: torch.Tensor, costs: CostTable) -> float:
-    """What a speculating round takes beyond its forwards, more than a plain round does.
-
-    Compared are ratios to a plain round, in real rounds of both kinds in turn and in the table, so
-    that a machine whose speed has changed since the table was measured does not matter.
-    """
-    nodes, leaves, group, groups = 8, 2, 6, 12
-    budget, stats = _Alternating(nodes, leaves, group, costs), GenerationStats()
-    later: list[float] = []
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    before = before_speculative = 0
-    for _ in decode(target, drafter, budget, prompt.tolist(), SamplingParams(), 512, stats):
-        if stats.rounds and budget.settled:
-            speculated = stats.speculative_rounds > before_speculative
-            seconds[speculated].append(stats.seconds - before)
-            later += [budget.asked] if speculated else []
-        before, before_speculative = stats.seconds, stats.speculative_rounds
-        if stats.rounds >= group * groups:
-            break
-    if not (seconds[True] and seconds[False]):
-        return 0.0  # the context was full before both kinds had been seen
-    real, plain = _typical(seconds[True]), _typical(seconds[False])
-    known = costs.round_seconds(1, (), nodes) + _typical(later)
-    return max(0.0, real / plain * costs.target_seconds(1) - known)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
@@ -21,6 +22,8 @@ from specblock.tree.accept import Acceptance, accept
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams, draw
 from specblock.tree.survival import Trials
+
+PARTS = ("draft", "verify", "commit")  # of a round, as profiles name them
 
 
 class RoundObserver(Protocol):
@@ -68,14 +71,17 @@ def decode(
     yield [root]
     while stats.new_tokens < room:
         begun = clock()
-        tree, asked = draft(drafter, budget, copies, context[-1], device)
+        with record_function(PARTS[0]):
+            tree, asked = draft(drafter, budget, copies, context[-1], device)
         drafted = clock()
-        output = target.verify(tree)
-        accepted = accept(tree, output.logits, params, context, len(prompt), len(context))
+        with record_function(PARTS[1]):
+            output = target.verify(tree)
+            accepted = accept(tree, output.logits, params, context, len(prompt), len(context))
         verified = clock()
-        _commit(target, drafter, tree, output, accepted, observer)
-        if drafter is not None:
-            report(budget, copies, tree, asked, accepted.tokens, accepted.trials)
+        with record_function(PARTS[2]):
+            _commit(target, drafter, tree, output, accepted, observer)
+            if drafter is not None:
+                report(budget, copies, tree, asked, accepted.tokens, accepted.trials)
         context += accepted.tokens
         stats.record(len(accepted.tokens), tree.num_draft)
         fresh = accepted.tokens[: room - stats.new_tokens]

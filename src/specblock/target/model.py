@@ -130,10 +130,16 @@ class Target:
             )
         if exact is None:
             exact = possible and self.dtype in (torch.bfloat16, torch.float16)
+        self._attention = None
         if replaceable:
-            chosen = invariant if exact else attention
-            self.model.set_attn_implementation(chosen.register())
+            self._attention = (invariant if exact else attention).register()
+            self._take_attention()
         return exact
+
+    def _take_attention(self) -> None:
+        """The model may have another target's attention by now."""
+        if self._attention not in (None, self.model.config._attn_implementation):
+            self.model.set_attn_implementation(self._attention)
 
     def give_up_exactness(self) -> None:
         """Back to the faster kernels, whose rows may depend on each other's number."""
@@ -221,6 +227,7 @@ class Target:
                 f"{self.length + ids.numel()} positions do not fit the cache of "
                 f"{self.cache.capacity}; reset the target with a larger capacity."
             )
+        self._take_attention()
         output = self.model(
             input_ids=ids[None],
             attention_mask=self._model_mask(visible, positions),

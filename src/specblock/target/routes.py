@@ -93,7 +93,7 @@ def choose_routes(seconds: Seconds, agreement: Agreement | None = None) -> dict[
     plans = []
     for copying in (None, *COPYING):
         routes = ["direct", "transposed", *([copying] if copying else [])]
-        firsts = [None] if agreement is None else routes
+        firsts = [None] if agreement is None else _totals(seconds, 0, routes)
         plans += [_plan(seconds, agreement, routes, first) for first in firsts]
     chosen = min(plans, key=lambda plan: plan[:2])[2]
     return {
@@ -112,8 +112,7 @@ def _plan(
     kept = routes[-1] if routes[-1] in COPYING else "direct"
     chosen, cost, odd = [], 0.0, 0
     for bucket in range(len(ROW_BUCKETS)):
-        totals = {route: _total(seconds, bucket, route) for route in routes}
-        allowed = totals
+        totals = allowed = _totals(seconds, bucket, routes)
         if agreement is not None:
             allowed = {r: t for r, t in totals.items() if first in agreement[bucket].get(r, ())}
             if bucket == 0:
@@ -129,11 +128,14 @@ def _plan(
     return odd, cost * (1 + _TIE if kept in COPYING else 1), chosen
 
 
-def _total(seconds: Seconds, bucket: int, route: str) -> float:
-    """Seconds of a pass in which every shape that can takes ``route``."""
-    return sum(
-        buckets[bucket].get(route, buckets[bucket]["direct"]) for buckets in seconds.values()
-    )
+def _totals(seconds: Seconds, bucket: int, routes: Iterable[str]) -> dict[str, float]:
+    """Seconds of a pass in which every shape that can takes the route, of those timed at all."""
+    timed = [buckets[bucket] for buckets in seconds.values()]
+    return {
+        route: sum(times.get(route, times["direct"]) for times in timed)
+        for route in routes
+        if any(route in times for times in timed)
+    }
 
 
 @torch.inference_mode()

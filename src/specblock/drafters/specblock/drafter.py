@@ -193,9 +193,10 @@ class SpecBlockDrafter(PairQueue):
         places = torch.arange(self._positions, self._positions + count, device=tokens.device)
         positions = places.repeat_interleave(kept) + 1 + slots
         if last and kept < self._slots:
-            x = model.input_layer(condition[:-1], tokens[:-1], kept).flatten(0, 1)
-            block = model.input_layer(condition[-1:], tokens[-1:], self._slots)[0]
-            x = torch.cat((x, block))
+            x = model.input_layer(condition[-1:], tokens[-1:], self._slots)[0]
+            if count > 1:
+                earlier = model.input_layer(condition[:-1], tokens[:-1], kept)
+                x = torch.cat((earlier.flatten(0, 1), x))
             extra = torch.arange(kept, self._slots, device=tokens.device)
             slots, positions = (
                 torch.cat((slots, extra)),
