@@ -114,13 +114,11 @@ def assemble_field(
         give_up_unless_exact([*targets.values()])
     contenders = {}
     for name, spec in specs.items():
-        if name == COMPILED:
-            on_step("compiling the target's step")
-            compiled = CompiledTarget(network, plain.exact)
-            contenders[name] = Contender(Speculator(compiled, tokenizer))
-            continue
         drafter = drafters.get(name)
         target = targets[drafter.feature_layers if drafter is not None else ()]
+        if name == COMPILED:
+            on_step("compiling the target's step")
+            target = CompiledTarget(network, plain.exact)
         costs = measured.costs[name] if name in wanted else None
         speculator = _speculator(target, tokenizer, drafter, costs, spec, folders)
         contenders[name] = Contender(speculator)

@@ -58,10 +58,8 @@ def load(
             model; None decodes plainly.
         dtype: float32, bfloat16, float16 or auto. device: cpu, cuda, cuda:1, ...
         threads: CPU threads; None leaves PyTorch's setting.
-        exact: verify so that logits are plain decoding's to the bit, and with them the output, in
-            any dtype (CPU alone; a few per cent slower). Otherwise outputs can differ where two
-            tokens are a rounding apart: hardly ever in float32, in half of all answers in
-            bfloat16. None is exact in half precision on the CPU.
+        exact: make logits plain decoding's to the bit, and so the output (CPU alone; somewhat
+            slower; ``docs/exactness.md``). None does so in half precision on the CPU.
         budget: ``"measured"`` chooses leaves and nodes from this machine's measured costs, among
             them copies of what followed the same words earlier in the text;
             ``"fixed"`` is the paper's rule, 60 nodes of the network every round.
@@ -79,18 +77,11 @@ def load(
         torch.set_num_threads(threads)
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
+    folder = find_drafter(model, drafter)
     return assemble(
-        network,
-        tokenizer,
-        find_drafter(model, drafter),
-        exact=exact,
-        budget=budget,
-        blocks=blocks,
-        calibrate=calibrate,
-        cache_dir=cache_dir,
-        adapt=adapt,
-        on_step=on_step,
-    )
+        network, tokenizer, folder, exact=exact, budget=budget, blocks=blocks,
+        calibrate=calibrate, cache_dir=cache_dir, adapt=adapt, on_step=on_step,
+    )  # fmt: skip
 
 
 def _check_choices(budget: str, blocks: int, calibrate: str) -> None:

@@ -58,10 +58,9 @@ def decode(
     Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token.
     """
     _check(prompt, target)
-    clock, device = time.perf_counter, target.device
+    clock = time.perf_counter
     started = clock()
-    room = min(max_new_tokens, target.context_length - len(prompt))
-    context = list(prompt)
+    context, room = list(prompt), min(max_new_tokens, target.context_length - len(prompt))
     stats.prompt_tokens = len(prompt)
     root = _prefill(target, drafter, context, params, room, observer)
     if drafter is not None:
@@ -72,7 +71,7 @@ def decode(
     while stats.new_tokens < room:
         begun = clock()
         with record_function(PARTS[0]):
-            tree, asked = draft(drafter, budget, copies, context[-1], device)
+            tree, asked = draft(drafter, budget, copies, context[-1], target.device)
         drafted = clock()
         with record_function(PARTS[1]):
             output = target.verify(tree)
