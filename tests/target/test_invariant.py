@@ -82,6 +82,21 @@ def test_windows_and_the_default_scale():
     torch.testing.assert_close(ours, theirs.transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_other_masks_than_a_tree_s_are_understood(masked):
+    """transformers' own masks are boolean, or left out for a causal chain."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 6, 8, generator=generator) for _ in range(3))
+    visible = torch.ones(6, 6, dtype=torch.bool).tril()
+    module = torch.nn.Module()
+    module.is_causal = True
+    ours, _ = invariant_attention(
+        module, query, key, value, visible[None, None] if masked else None, scaling=0.3
+    )
+    theirs = F.scaled_dot_product_attention(query, key, value, visible, scale=0.3)
+    torch.testing.assert_close(ours, theirs.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_verified_trees_repeat_plain_decoding_to_the_bit(name, dtype):

@@ -9,6 +9,9 @@ Registered through transformers' public ``AttentionInterface``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,12 +39,7 @@ def grouped_sdpa(
     """
     groups = query.shape[1] // key.shape[1]
     plain = attention_mask is None or groups == 1 or attention_mask.shape[1] != 1
-    if (
-        plain
-        or dropout
-        or kwargs.get("position_bias") is not None
-        or kwargs.get("cache") is not None
-    ):
+    if plain or is_special(dropout, kwargs):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -58,6 +56,12 @@ def grouped_sdpa(
         output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
         output = output.view(batch, heads, rows, dim)
     return output.transpose(1, 2).contiguous(), None
+
+
+def is_special(dropout: float, settings: Mapping[str, Any]) -> bool:
+    """Whether a layer wants more of its attention than query, key, value, mask and scale."""
+    asked = (settings.get("position_bias"), settings.get("cache"))
+    return bool(dropout) or any(setting is not None for setting in asked)
 
 
 def register() -> str:

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from specblock.target.attention import grouped_sdpa
+from specblock.target.attention import grouped_sdpa, is_special
 
 NAME = "specblock_invariant"
 _BLOCK = 256  # positions; MKL adds up to 384 keys in one go
@@ -51,13 +51,12 @@ def invariant_attention(
 
     The last n keys are the rows' own. ``value [1, kv_heads, t, d + 1]`` ends in ones; without them
     they are added. ``attention_mask`` is additive ``[1, 1, n, t]``, or None for one row that sees
-    all. Prompts and batches go to :func:`grouped_sdpa`.
+    all. Prompts, batches and other masks go to :func:`grouped_sdpa`.
     Returns ``[1, n, heads, d]`` and no weights.
     """
     batch, heads, rows, dim = query.shape
-    shared_mask = attention_mask is None or attention_mask.shape[:2] == (1, 1)
-    lone = attention_mask is not None or rows == 1
-    if batch > 1 or rows > _MAX_ROWS or dropout or not (shared_mask and lone):
+    few = batch == 1 and rows <= _MAX_ROWS
+    if not few or not _adds(attention_mask, rows) or is_special(dropout, kwargs):
         key, value = key.to(query.dtype), value[..., :dim].to(query.dtype)
         return grouped_sdpa(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -75,6 +74,13 @@ def invariant_attention(
     total = total[:, : heads // len(keys) * rows]
     mixed = (total[..., :-1] / total[..., -1:]).to(query.dtype)
     return mixed.view(heads, rows, -1).transpose(0, 1)[None].contiguous(), None
+
+
+def _adds(mask: Tensor | None, rows: int) -> bool:
+    """Whether a mask is to be added to the scores of every head, or there is nothing to mask."""
+    if mask is None:
+        return rows == 1
+    return mask.is_floating_point() and mask.shape[:2] == (1, 1)
 
 
 def _weights(query: Tensor, keys: Tensor, mask: Tensor | None, scale: float) -> Tensor:
