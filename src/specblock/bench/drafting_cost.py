@@ -207,7 +207,7 @@ def _verification(
         )
     target = Target(network.requires_grad_(False))
     if target.device.type == "cpu":
-        exact, spare = target.linears if target.exact else (), int(free) // 2
+        spare, exact = int(free) // 2, target.exact_linears
         target.use_routes(measure_routes(target.linears, max_extra_bytes=spare, exact=exact))
     costs = measure_costs(target, None, on_step)
     return {"verification": {str(n): s for n, s in costs.target.items()}, "verification_note": None}

@@ -178,8 +178,7 @@ def _measure(
         on_step("matrix products")
         linears = [*plain.linears, *_drafter_linears(drafters)]
         spare = psutil.virtual_memory().available // 2
-        exact = plain.linears if plain.exact else ()
-        routes = measure_routes(linears, max_extra_bytes=spare, exact=exact)
+        routes = measure_routes(linears, max_extra_bytes=spare, exact=plain.exact_linears)
     _use_routes(plain.model, drafters, routes)
     give_up_unless_exact([*targets.values()])
     costs = {"": measure_costs(plain, None, on_step)}

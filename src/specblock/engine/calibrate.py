@@ -123,8 +123,9 @@ def calibrate(
     if target.device.type == "cpu":
         on_step("matrix products")
         linears = [*target.linears, *_drafter_linears(drafter)]
-        exact = target.linears if target.exact else ()
-        routes = measure_routes(linears, max_extra_bytes=_spare_memory(), exact=exact)
+        routes = measure_routes(
+            linears, max_extra_bytes=_spare_memory(), exact=target.exact_linears
+        )
     use_routes(target, drafter, routes)
     give_up_unless_exact([target])
     costs = measure_costs(target, drafter, on_step, seed)

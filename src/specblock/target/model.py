@@ -141,6 +141,11 @@ class Target:
         if self._attention not in (None, self.model.config._attn_implementation):
             self.model.set_attn_implementation(self._attention)
 
+    @property
+    def exact_linears(self) -> list[RoutedLinear]:
+        """The layers whose rows must not depend on each other: all of an exact target, or none."""
+        return self.linears if self.exact else []
+
     def give_up_exactness(self) -> None:
         """Back to the faster kernels, whose rows may depend on each other's number."""
         self.exact, self.cache = self._select_attention(False), None
