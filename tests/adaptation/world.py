@@ -26,6 +26,7 @@ QUICK = {
     "duty": 1.0,
     "watch_rounds": 24,
     "save_every_seconds": 0.0,
+    "collect_share": 0.0,
 }
 
 

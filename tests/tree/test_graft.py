@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from specblock.tree.accept import follow
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.graft import graft
-from specblock.tree.survival import AGREED, ALONE, COPIED
+from specblock.tree.survival import AGREED, ALONE, COPIED, REMEMBERED
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +46,15 @@ def by_path(tree: DraftTree) -> dict[tuple[int, ...], int]:
     return {path: node for node, path in enumerate(paths)}
 
 
-@given(size=st.integers(0, 12), copies=st.integers(0, 12), seed=st.integers(0, 10_000))
+@given(
+    size=st.integers(0, 12),
+    copies=st.integers(0, 12),
+    seed=st.integers(0, 10_000),
+    source=st.sampled_from((0, REMEMBERED)),
+)
 @settings(max_examples=150, deadline=None, derandomize=True)
-def test_the_graft_is_the_union_of_paths(size, copies, seed):
-    tree, copied = tree_of(size, seed, 0), tree_of(copies, seed + 1, COPIED)
+def test_the_graft_is_the_union_of_paths(size, copies, seed, source):
+    tree, copied = tree_of(size, seed, 0), tree_of(copies, seed + 1, COPIED + source)
     both = graft(tree, copied)
     both.validate()
     own, text, joined = by_path(tree), by_path(copied), by_path(both)

@@ -14,6 +14,7 @@ from specblock.tree.survival import (
     CLASSES,
     COPIED,
     RANK_CLASSES,
+    REMEMBERED,
     SurvivalModel,
     endings,
     from_network,
@@ -181,14 +182,15 @@ def test_it_survives_json():
             SurvivalModel.fresh(**wrong)
 
 
-def test_a_model_without_classes_of_copies_is_completed():
+@pytest.mark.parametrize("known", [RANK_CLASSES, RANK_CLASSES + REMEMBERED])
+def test_a_model_without_the_later_classes_is_completed(known):
     state = trained(3).to_dict()
     counts = torch.tensor(state["counts"])
-    state["counts"] = counts[..., :RANK_CLASSES].tolist()
+    state["counts"] = counts[..., :known].tolist()
     model = SurvivalModel.from_dict(state)
     assert model.counts.shape == (3, BINS, CLASSES)
-    assert torch.equal(model.counts[..., :RANK_CLASSES].float(), counts[..., :RANK_CLASSES])
-    assert not model.counts[..., RANK_CLASSES:].any()
+    assert torch.equal(model.counts[..., :known].float(), counts[..., :known])
+    assert not model.counts[..., known:].any()
 
 
 def test_further_outcomes_of_a_round_age_nothing():
@@ -206,6 +208,8 @@ def test_who_proposed_a_class():
         True,
         False,
     ]
+    for rank_class in range(COPIED, COPIED + REMEMBERED):
+        assert from_network(rank_class + REMEMBERED) == from_network(rank_class)
 
 
 @given(size=st.integers(0, 30), keep=st.integers(0, 35), seed=st.integers(0, 1000))

@@ -16,7 +16,7 @@ from typing import Any
 
 from specblock.adaptation.arms import ARMS, COST_SHARES, ordinary_config, swap
 from specblock.adaptation.bandit import SKIP, GainBandit, Prior
-from specblock.adaptation.config import AdaptationConfig
+from specblock.adaptation.config import MEMORY, AdaptationConfig
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.feedback import FeedbackBuffer, stratum_of
 from specblock.adaptation.journal import Journal
@@ -26,6 +26,7 @@ from specblock.adaptation.observer import FeedbackObserver, TargetReducer
 from specblock.adaptation.signals import CONTEXT, Signals
 from specblock.adaptation.watch import TauWatch
 from specblock.drafters.base import Budget, Drafter
+from specblock.drafters.lookup.memory import TextMemory
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
@@ -63,6 +64,7 @@ class Adaptation:
             config.half_life_requests,
             config.seed,
         )
+        self.memory = TextMemory.of_size(config.memory_mib)
         self.signals, self.journal = Signals(), Journal(ARMS)
         self.bandit = GainBandit(
             ARMS,
@@ -75,9 +77,7 @@ class Adaptation:
         self.costs = UpdateCosts(COST_SHARES, config.first_update_seconds)
         self.watch = TauWatch(config.watch_rounds, config.watch_z)
         self.total_gain = self.former_gain = 0.0
-        self.last_swap: tuple[str, tuple[float, ...]] | None = (
-            None  # arm and context of the last swap
-        )
+        self.last_swap: tuple[str, tuple[float, ...]] | None = None  # its arm and context
         self._reducer = TargetReducer(model.t2d, config.target_top)
         self._pool = ThreadPoolExecutor(1, "specblock-adapt") if config.background else None
         self._running: tuple[Future, str, tuple[float, ...]] | None = None
@@ -96,7 +96,7 @@ class Adaptation:
             self._reducer,
             stratum_of(prompt),
             max_prompt_pairs=self.config.max_prompt_pairs,
-            max_answer_pairs=self.config.max_answer_pairs,
+            max_answer_pairs=self.config.max_answer_pairs if self._collects() else 0,
             on_round=self._round_done,
         )
 
@@ -136,9 +136,18 @@ class Adaptation:
         if self._running is not None and self._running[0].done():
             self._collect()
 
+    def _collects(self) -> bool:
+        """Whether feedback is worth its collection: the bandit may soon spend it on an update."""
+        if self.config.policy != "bandit":
+            return self.config.policy != MEMORY
+        cheapest = min(self.costs.estimate().values())
+        return self.ledger.allowance >= self.config.collect_share * cheapest
+
     def _absorb(self, observer: FeedbackObserver, stats: GenerationStats) -> None:
-        self.ledger.decode(stats.decode_seconds, self.total_gain)
+        if self.memory is not None:
+            self.memory.remember(observer.text(stats.new_tokens))
         self.signals.add(observer.signals(), stats.new_tokens, stats.decode_seconds)
+        self.ledger.decode(stats.decode_seconds, self.total_gain * self.signals.asked_share)
         record = observer.record(stats.new_tokens)
         if record is not None:
             self.buffer.add(record)
@@ -147,7 +156,8 @@ class Adaptation:
         within_duty = self.ledger.spent <= self.config.duty * self.ledger.decoded
         fresh = self.signals.fresh_requests >= self.config.min_requests
         # while a change is being watched, another would hide what it did
-        return within_duty and fresh and not self.watch.watching and self._can_judge()
+        free = self.config.policy != MEMORY and not self.watch.watching
+        return within_duty and fresh and free and self._can_judge()
 
     def _can_judge(self) -> bool:
         held_out = self.buffer.held_out(self.config.judge_records)
@@ -171,7 +181,7 @@ class Adaptation:
         if self.config.policy != "bandit":
             return self.config.policy.removeprefix("always-")
         horizon = self.signals.horizon(self.config.horizon_tokens)
-        scale = horizon * (self.signals.seconds_per_token.fast or 0.0)
+        scale = horizon * (self.signals.seconds_per_token.fast or 0.0) * self.signals.asked_share
         asked = (context, scale, self.costs.estimate(), self.ledger.allowance)
         decision = self.bandit.decide(*asked)
         self.journal.decided(*asked, decision)
@@ -235,8 +245,7 @@ class Adaptation:
             self.journal.failures += 1
             return False
         for budget in self.budgets:
-            model = budget.model
-            budget.model = replace(model, counts=model.counts * _CALIBRATION_KEPT)
+            budget.model = replace(budget.model, counts=budget.model.counts * _CALIBRATION_KEPT)
         return True
 
     def _roll_back(self) -> None:
@@ -287,4 +296,5 @@ class Adaptation:
             "adapted": self.learner.current is not self.learner.original,
             "own_head": not config.target_lm_head,
             "buffer": self.buffer.statistics(),
+            "memory_tokens": 0 if self.memory is None else len(self.memory),
         }

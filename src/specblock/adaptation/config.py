@@ -13,22 +13,29 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
+MEMORY = "memory"  # the policy that updates no weights
+
 
 class AdaptationConfig(StrictConfig):
     """Settings of :class:`specblock.adaptation.adapter.Adaptation`; see ``docs/adaptation.md``.
 
     ``folder`` keeps the state and is resumed from; without one nothing is remembered.
-    ``policy``: the bandit, or always the same arm (for comparison). ``background`` trains in a
-    thread instead of between requests. Times are wall-clock seconds.
+    ``policy``: the bandit, or for comparison always the same arm, or the memory of answers alone.
+    ``background`` trains in a thread instead of between requests. Times are wall-clock seconds.
     """
 
     folder: Path | None = None
-    policy: Literal["bandit", "always-heads", "always-last-layer", "always-full"] = "bandit"
+    policy: Literal["bandit", "memory", "always-heads", "always-last-layer", "always-full"] = (
+        "bandit"
+    )
     seed: Annotated[int, Field(ge=0)] = 0
     background: bool = False
     duty: Share = 0.5  # most seconds of updates for a second of decoding
     save_every_seconds: Annotated[float, Field(ge=0)] = 60.0
+    memory_mib: Annotated[float, Field(ge=0)] = 1.0  # of answers to copy from, 4 bytes a token
     # feedback
+    # of the cheapest update's seconds: with less to spend none is near, and none is prepared for
+    collect_share: Annotated[float, Field(ge=0)] = 0.5
     buffer_mib: Positive = 64.0
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     half_life_requests: Positive = 32.0  # of a record's weight when training records are drawn

@@ -18,6 +18,8 @@ from specblock.training.features import Sequence
 from specblock.tree.accept import Acceptance
 from specblock.tree.draft_tree import DraftTree
 
+LEAD = 4  # tokens of the prompt before an answer that is remembered
+
 
 class TargetReducer:
     """The target's logits over the full vocabulary to what the objective needs of them.
@@ -43,7 +45,8 @@ class FeedbackObserver:
     """One request as :func:`specblock.engine.rounds.decode` shows it.
 
     Args:
-        stratum: key of the prompt. on_round: told how many tokens each round yielded, after it.
+        stratum: key of the prompt. max_answer_pairs: 0 leaves no record.
+        on_round: told how many tokens each round yielded, after it.
     """
 
     def __init__(
@@ -62,12 +65,14 @@ class FeedbackObserver:
         self._targets: list[tuple[Tensor, Tensor, Tensor]] = []
         self._rounds: list[tuple[DraftTree, Acceptance]] = []
         self._prompt_pairs = 0
+        self._lead: list[int] = []
 
     def prefilled(self, features: Tensor, tokens: Tensor) -> None:
         """The prompt's pairs; of a long prompt the last ones."""
         self._prompt_pairs = min(len(tokens), self._max_prompt)
         self._features.append(features[-self._prompt_pairs :])
         self._tokens.append(tokens[-self._prompt_pairs :])
+        self._lead = tokens[-1 - LEAD :].tolist()
 
     def verified(
         self, tree: DraftTree, logits: Tensor, features: Tensor, accepted: Acceptance
@@ -85,6 +90,17 @@ class FeedbackObserver:
     def signals(self) -> list[RoundSignal]:
         """What every round said of the drafter."""
         return [round_signal(tree, accepted) for tree, accepted in self._rounds]
+
+    def text(self, new_tokens: int) -> list[int]:
+        """The answer, and of the prompt the last few tokens: what the answer's beginning follows.
+
+        Args:
+            new_tokens: as in :meth:`record`.
+        """
+        if not self._lead:
+            return []
+        answer = [token for _, accepted in self._rounds for token in accepted.tokens]
+        return self._lead + answer[: max(0, new_tokens - 1)]
 
     def record(self, new_tokens: int) -> Record | None:
         """The request as training data; None where no round was verified.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specblock.adaptation.config import AdaptationConfig
+from specblock.adaptation.config import MEMORY, AdaptationConfig
 from specblock.adaptation.report import NEVER, Row, report_of
 from specblock.config import GenerationConfig
 from specblock.drafters.lookup.copies import TextCopies
@@ -30,7 +30,7 @@ from specblock.errors import ConfigError, ContextError
 from specblock.storage import write_atomically
 from specblock.target.linear import routed
 
-POLICIES = (NEVER, "always-heads", "always-last-layer", "always-full", "bandit")
+POLICIES = (NEVER, MEMORY, "always-heads", "always-last-layer", "always-full", "bandit")
 WARM_UP_TOKENS = 16
 
 

@@ -75,14 +75,16 @@ class Average:
 class Signals:
     """Running figures over requests.
 
-    ``tokens`` decoded in all; ``seconds_per_token`` of decoding; ``fresh_tokens``: answer tokens of
-    feedback since the last update.
+    ``tokens`` decoded in all; ``seconds_per_token`` of decoding; ``asked``: the share of rounds
+    with nodes of the network's, which are all that an update can make better; ``fresh_tokens``:
+    answer tokens of feedback since the last update.
     """
 
     tau: Average = field(default_factory=Average)
     loss: Average = field(default_factory=Average)
     rank_error: Average = field(default_factory=Average)
     seconds_per_token: Average = field(default_factory=Average)
+    asked: Average = field(default_factory=Average)
     tokens: int = 0
     fresh_tokens: int = 0
     fresh_requests: int = 0
@@ -92,6 +94,7 @@ class Signals:
         if not rounds:
             return
         self.tau.add(sum(r.tokens for r in rounds) / len(rounds))
+        self.asked.add(sum(r.nodes > 0 for r in rounds) / len(rounds))
         nodes = sum(r.nodes for r in rounds)
         if nodes:
             self.loss.add(sum(r.loss for r in rounds) / nodes)
@@ -106,6 +109,11 @@ class Signals:
     def updated(self) -> None:
         """An update has used the feedback so far."""
         self.fresh_tokens = self.fresh_requests = 0
+
+    @property
+    def asked_share(self) -> float:
+        """``asked`` of late; 1 before the first request."""
+        return 1.0 if self.asked.fast is None else self.asked.fast
 
     def horizon(self, most: int) -> int:
         """Tokens that a gain is expected to serve: as many as came so far, at most ``most``.
@@ -134,8 +142,8 @@ class Signals:
 
     @staticmethod
     def from_dict(state: dict) -> Signals:
-        names = ("tau", "loss", "rank_error", "seconds_per_token")
-        averages = {name: Average(**state[name]) for name in names}
+        names = ("tau", "loss", "rank_error", "seconds_per_token", "asked")
+        averages = {name: Average(**state.get(name, {})) for name in names}
         return Signals(**{**state, **averages})
 
 

@@ -1,8 +1,9 @@
 """An adaptation on disk: whole or absent, the last two kept, resumed after any kind of end.
 
 A state holds the weights where they differ from the drafter's own, the optimisers, the bandit with
-its ledger and log, running figures, and the buffer's statistics; feedback itself is not kept. The
-same figures lie beside it in ``status.json`` for people and programs.
+its ledger and log, running figures, the memory of answers (token ids), and the buffer's statistics;
+feedback itself is not kept. The same figures lie beside it in ``status.json`` for people and
+programs.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def save(adaptation: Adaptation) -> None:
         "buffer": adaptation.buffer.statistics(),
         "gains": [adaptation.total_gain, adaptation.former_gain],
         "last_swap": adaptation.last_swap,
+        "memory": None if adaptation.memory is None else torch.tensor(adaptation.memory.tokens()),
         "calibration": [budget.model.to_dict() for budget in adaptation.budgets],
     }
     # torch.load takes nothing but plain values and tensors
@@ -93,6 +95,9 @@ def resume(adaptation: Adaptation) -> bool:
     adaptation.journal.restore(state["journal"])
     adaptation.buffer.restore(state["buffer"])
     adaptation.total_gain, adaptation.former_gain = state["gains"]
+    kept = state.get("memory")
+    if adaptation.memory is not None and kept is not None:
+        adaptation.memory.restore(kept.numpy())
     last = state["last_swap"]
     adaptation.last_swap = None if last is None else (last[0], tuple(last[1]))
     for budget, kept in zip(adaptation.budgets, state["calibration"], strict=False):

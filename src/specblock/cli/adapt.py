@@ -57,7 +57,8 @@ def _show(found: dict[str, Any]) -> None:
     buffer = found["buffer"]
     out.print(
         f"Feedback: {buffer['records']} requests ({buffer['held_out']} held out), "
-        f"{buffer['bytes'] / 2**20:.1f} MiB, {buffer['seen']} seen.",
+        f"{buffer['bytes'] / 2**20:.1f} MiB, {buffer['seen']} seen. "
+        f"Memory: {found.get('memory_tokens', 0)} tokens of answers.",
         highlight=False,
     )
 

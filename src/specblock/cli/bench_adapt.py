@@ -23,7 +23,7 @@ def bench_adapt(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N prompts.")] = None,
     policies: Annotated[
-        str, typer.Option(help="Names, comma-separated: never, bandit, always-ARM.")
+        str, typer.Option(help="Names, comma-separated: never, memory, bandit, always-ARM.")
     ] = "never,always-full,always-heads,bandit",
     max_new_tokens: options.MaxNewTokens = 128,
     temperature: options.Temperature = 0.0,

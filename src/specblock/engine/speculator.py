@@ -63,7 +63,8 @@ class Speculator:
         sampling_budget: the same for sampled decoding, where the drafter's probabilities mean
             something else; the greedy one where it is left out.
         adapt: let the drafter learn from what it serves; :meth:`close` saves what it learned.
-        copies: also draft what followed the same words earlier in the text; only with a drafter.
+        copies: also draft what followed the same words earlier in the text, and where the drafter
+            adapts in earlier answers; only with a drafter.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class Speculator:
             from specblock.adaptation.adapter import Adaptation  # only where it is wanted
 
             self.adaptation = Adaptation(drafter, adapt, (budget, self.sampling_budget))
+            if copies is not None:
+                copies.memory = self.adaptation.memory
 
     def generate(
         self,

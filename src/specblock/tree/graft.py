@@ -20,7 +20,8 @@ def graft(tree: DraftTree, copied: DraftTree) -> DraftTree:
 
     Args:
         tree: N nodes below the root.
-        copied: nodes of the classes ``COPIED`` to ``COPIED + 3``, by the length of the match.
+        copied: nodes of the classes ``COPIED`` to ``COPIED + 3``, by the length of the match; or
+            of these plus ``REMEMBERED``.
 
     Returns:
         A tree of N or more nodes, the first N the network's. Reads both to the host.
@@ -34,10 +35,10 @@ def graft(tree: DraftTree, copied: DraftTree) -> DraftTree:
     log_probs, places = copied.log_probs.tolist(), [0]
     added: list[tuple[int, int, float, int]] = []  # token, parent, log-probability, class
     for node, above in enumerate(copied.parents.tolist()[1:], 1):
-        parent, token, bucket = places[above], own_tokens[node], own_classes[node] - COPIED
+        parent, token, own = places[above], own_tokens[node], own_classes[node]
         twin = children[parent].get(token)
         if twin is not None:
-            classes[twin] = AGREED + bucket
+            classes[twin] = own + (AGREED - COPIED)
         else:
             twin = len(children)
             children[parent][token] = twin
@@ -46,7 +47,7 @@ def graft(tree: DraftTree, copied: DraftTree) -> DraftTree:
             proposed.append(False)
             depths.append(depths[parent] + 1)
             scores.append(scores[parent] + log_probs[node])
-            added.append((token, parent, log_probs[node], (ALONE if asked else COPIED) + bucket))
+            added.append((token, parent, log_probs[node], own + (ALONE - COPIED if asked else 0)))
             classes.append(added[-1][-1])
         places.append(twin)
     device = tree.tokens.device

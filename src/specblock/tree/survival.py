@@ -6,8 +6,7 @@ a node's token is what the target draws once its parent was reached. Every verif
 just that, for all children of every visited node, so the correction is learned while decoding.
 
 The correction is a shift of the log-odds, one per cell of (drafter's probability, class of the
-node). The class of a node that the network proposed is its predicted rank's; nodes that were copied
-from the text have classes of their own, for the length of the match: the same match means less
+node). The class of a YY, for the length of the match: the same match means less
 where the network was asked and proposes something else. With discounted sums over a cell of hits H,
 misses M and of the probabilities claimed, P and Q = n - P, and a Beta(s c, s (1 - c)) prior centred
 at the cell's middle c, the shift is
@@ -34,15 +33,20 @@ RANK_CLASSES = 4
 # The first class of nodes that were copied from the text: where the network was not asked, where it
 # proposes the same, where it does not. The offset within is the bucket of the match's length.
 COPIED, AGREED, ALONE = RANK_CLASSES, 2 * RANK_CLASSES, 3 * RANK_CLASSES
-CLASSES = 4 * RANK_CLASSES
+# What lies between these classes and those of nodes that were copied from earlier texts.
+REMEMBERED = 3 * RANK_CLASSES
+CLASSES = RANK_CLASSES + 2 * REMEMBERED
+_FORMER_CLASSES = (RANK_CLASSES, RANK_CLASSES + REMEMBERED)
 _CEILING = 0.9999
 _EDGES = torch.linspace(-5.0, 5.0, BINS - 1)  # in log-odds: p from 0.7 % to 99.3 %
 _MIDDLES = torch.linspace(-5.5, 5.5, BINS, dtype=torch.float64).sigmoid().unsqueeze(1)
 
 
 def from_network(rank_class: int) -> bool:
-    """Whether the network proposed a node of this class, alone or with the text."""
-    return rank_class < RANK_CLASSES or AGREED <= rank_class < ALONE
+    """Whether the network proposed a node of this class, alone or with a text."""
+    if rank_class < RANK_CLASSES:
+        return True
+    return AGREED <= COPIED + (rank_class - COPIED) % REMEMBERED < ALONE
 
 
 Trials = Sequence[Sequence[tuple[int, bool]]]  # `Acceptance.trials`
@@ -54,7 +58,7 @@ class SurvivalModel:
     """Calibration of a drafter's probabilities; a value, `update` returns the next one.
 
     Attributes:
-        counts: float64 [3, 12, 16] on the CPU: discounted sums over the children of visited nodes
+        counts: float64 [3, 12, 28] on the CPU: discounted sums over the children of visited nodes
             of 1, of the probability claimed and of hits, per cell.
         strength: pseudo-observations with which a cell holds on to the drafter's own claim.
         discount: what a round leaves of the weight of earlier ones.
@@ -154,19 +158,19 @@ class SurvivalModel:
     def from_dict(state: Mapping) -> SurvivalModel:
         """Raises ValueError when the counts have another shape.
 
-        Without the classes of copied nodes they are complete but for those.
+        Without the classes of copied or of remembered nodes they are complete but for those.
         """
         model = SurvivalModel.fresh(state["strength"], state["discount"])
         counts = torch.tensor(state["counts"], dtype=torch.float64)
-        if counts.shape == (3, BINS, RANK_CLASSES):
-            counts = torch.nn.functional.pad(counts, (0, CLASSES - RANK_CLASSES))
+        if counts.shape[:-1] == (3, BINS) and counts.shape[-1] in _FORMER_CLASSES:
+            counts = torch.nn.functional.pad(counts, (0, CLASSES - counts.shape[-1]))
         if counts.shape != model.counts.shape:
             raise ValueError(f"counts must have the shape {tuple(model.counts.shape)}.")
         return replace(model, counts=counts)
 
     @cached_property
     def _shifts(self) -> Tensor:
-        """float64 [12, 16]: what a cell adds to the log-odds."""
+        """float64 [12, 28]: what a cell adds to the log-odds."""
         number, claimed, hits = self.counts
         yes, no = self.strength * _MIDDLES, self.strength * (1 - _MIDDLES)
         observed = (hits + yes).log() - (number - hits + no).log()

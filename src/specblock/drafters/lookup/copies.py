@@ -6,9 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specblock.drafters.lookup.match import best, continuation, longest_match, merge
+from specblock.drafters.lookup.match import (
+    Branch,
+    best,
+    continuation,
+    joined,
+    longest_match,
+    merge,
+)
+from specblock.drafters.lookup.memory import TextMemory
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import COPIED
+from specblock.tree.survival import COPIED, REMEMBERED
 
 _FIELDS = ("token", "parent", "depth", "score", "log_prob", "rank_class")
 
@@ -23,6 +31,7 @@ class TextCopies:
         continuations: occurrences that are copied, the newest first; 1 copies a chain.
         shortest, longest: least and most tokens that are matched.
         max_nodes: most draft nodes in a tree.
+        memory: earlier texts, which are looked at too.
 
     Raises ValueError for numbers below 1.
     """
@@ -35,11 +44,13 @@ class TextCopies:
         shortest: int = 1,
         longest: int = 16,
         max_nodes: int = 60,
+        memory: TextMemory | None = None,
     ):
         if min(depth, continuations, shortest, max_nodes) < 1 or longest < shortest:
             raise ValueError("depth, continuations, shortest and max_nodes are at least 1")
         self.depth, self.continuations = depth, continuations
         self.shortest, self.longest, self.max_nodes = shortest, longest, max_nodes
+        self.memory = memory
         self.reset(0)
 
     def reset(self, capacity: int) -> None:
@@ -58,17 +69,35 @@ class TextCopies:
     def tree(self, root_token: int, device: torch.device | str | None = None) -> DraftTree:
         """A tree after the newest token; the root alone where nothing matches.
 
-        Its nodes are of the classes ``COPIED`` to ``COPIED + 3``, long matches first.
+        Its nodes are of the classes ``COPIED`` to ``COPIED + 3``, long matches first; those from
+        the memory alone of these plus ``REMEMBERED``. A path of both is of the longer match.
         """
         text = self._text[: self._length]
-        length, ends = longest_match(text, self.longest)
-        if length < self.shortest:
+        length, own = self._own(text)
+        matched, others = self._remembered(text)
+        nodes = joined(own, others) if length >= matched else joined(others, own)
+        if len(nodes) == 1:
             return DraftTree.root_only(root_token, device)
-        ends = ends[: self.continuations]
-        copies = [continuation(text, int(end), self.depth) for end in ends]
-        nodes = best(merge(copies, length), self.max_nodes)
+        nodes = best(nodes, self.max_nodes)
         nodes[0].token = root_token
-        for node in nodes[1:]:
-            node.rank_class += COPIED
         columns = ([getattr(node, name) for node in nodes] for name in _FIELDS)
         return DraftTree(*(torch.tensor(column, device=device) for column in columns))
+
+    def _own(self, text: np.ndarray) -> tuple[int, list[Branch]]:
+        """What the text itself suggests, and the length of its match."""
+        length, ends = longest_match(text, self.longest)
+        ends = ends[: self.continuations] if length >= self.shortest else ends[:0]
+        nodes = merge([continuation(text, int(end), self.depth) for end in ends], length)
+        return length, _of_class(nodes, COPIED)
+
+    def _remembered(self, text: np.ndarray) -> tuple[int, list[Branch]]:
+        if self.memory is None:
+            return 0, merge([], 0)
+        length, nodes = self.memory.branches(text, self.depth)
+        return length, _of_class(nodes, COPIED + REMEMBERED)
+
+
+def _of_class(nodes: list[Branch], first: int) -> list[Branch]:
+    for node in nodes[1:]:
+        node.rank_class += first
+    return nodes

@@ -7,33 +7,39 @@ automaton would find it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 # What a match of this many tokens or more is called: the classes of a survival model, best first.
 CLASS_LENGTHS = (8, 4, 2)
+END = -1  # no token: closes a part of a text that was put together
 
 
-def longest_match(tokens: np.ndarray, longest: int) -> tuple[int, np.ndarray]:
+def longest_match(
+    tokens: np.ndarray, longest: int, among: np.ndarray | None = None
+) -> tuple[int, np.ndarray]:
     """The longest suffix of ``tokens`` (int64 [n]) that also ends before the text's own end.
 
     Args:
         longest: no more tokens than this are compared.
+        among: another text, int [m], to look in instead; ``END`` closes each of its parts.
 
     Returns:
         Its length, 0 where even the last token is new, and the ends of its earlier occurrences,
-        int64 [m], newest first: ``tokens[e - length : e]`` is the suffix, and ``tokens[e]`` is
+        int64 [k], newest first: ``among[e - length : e]`` is the suffix, and ``among[e]`` is
         what followed it. Occurrences may overlap the suffix.
     """
-    count = len(tokens)
-    if count < 2 or longest < 1:
+    among, count = tokens if among is None else among, len(tokens)
+    if len(among) < 2 or not count or longest < 1:
         return 0, np.zeros(0, dtype=np.int64)
-    ends = np.flatnonzero(tokens[:-1] == tokens[-1]) + 1
+    ends = np.flatnonzero(among[:-1] == tokens[-1]) + 1
+    ends = ends[among[ends] != END]
     length = min(1, len(ends))
-    while length and length < min(longest, count - 1):
+    while length and length < min(longest, count):
         further = ends[ends > length]
-        further = further[tokens[further - length - 1] == tokens[count - length - 1]]
+        further = further[among[further - length - 1] == tokens[count - length - 1]]
         if not len(further):
             break
         ends, length = further, length + 1
@@ -51,6 +57,12 @@ def continuation(tokens: np.ndarray, end: int, count: int) -> list[int]:
     return copied
 
 
+def before_end(tokens: np.ndarray, end: int, count: int) -> list[int]:
+    """At most ``count`` tokens after an occurrence that ends at ``end``, of its own part alone."""
+    copied = tokens[end : end + count].tolist()
+    return copied[: copied.index(END)] if END in copied else copied
+
+
 @dataclass
 class Branch:
     """A node of the merged continuations: ``count`` of them pass through it."""
@@ -65,11 +77,27 @@ class Branch:
     children: dict[int, int] = field(default_factory=dict)
 
 
-def merge(continuations: list[list[int]], length: int) -> list[Branch]:
+def trust_by_length(matched: int, count: int, of: int) -> float:
+    """What a text's own repetition is trusted with: a match of m tokens with m / (m + 1), shared
+    among what followed it by how often it did."""
+    return matched / (matched + 1) * count / of
+
+
+def trust_by_count(matched: int, count: int, of: int) -> float:
+    """What followed in ``count`` of ``of`` other texts: a habit shows in their number."""
+    return count / (of + 1)
+
+
+def merge(
+    continuations: list[list[int]],
+    length: int,
+    trust: Callable[[int, int, int], float] = trust_by_length,
+) -> list[Branch]:
     """The continuations of a match of ``length`` tokens as one tree, parents before children.
 
-    Node 0 is the root, without a token. A match of m tokens is trusted with m / (m + 1), shared
-    among what followed it by how often it did; one token further the match is one longer.
+    Node 0 is the root, without a token. ``trust`` gives a node's probability from the length of its
+    match and how many of its parent's continuations pass through it; one token further the match
+    is one longer.
     """
     nodes = [Branch(-1, -1, 0, 0.0, 0.0, 0)]
     for tokens in continuations:
@@ -84,9 +112,24 @@ def merge(continuations: list[list[int]], length: int) -> list[Branch]:
             at = child
     for node in nodes[1:]:
         parent, matched = nodes[node.parent], length + node.depth - 1
-        node.log_prob = math.log(matched / (matched + 1) * node.count / parent.count)
+        node.log_prob = math.log(trust(matched, node.count, parent.count))
         node.score = parent.score + node.log_prob
         node.rank_class = sum(matched < least for least in CLASS_LENGTHS)
+    return nodes
+
+
+def joined(first: list[Branch], second: list[Branch]) -> list[Branch]:
+    """Two trees under one root, parents before children; a path of both stays the first's."""
+    nodes, places = list(first), [0]
+    for node in second[1:]:
+        parent = nodes[places[node.parent]]
+        twin = parent.children.get(node.token)
+        if twin is None:
+            twin = parent.children[node.token] = len(nodes)
+            score = parent.score + node.log_prob
+            fields = node.depth, score, node.log_prob, node.rank_class
+            nodes.append(Branch(node.token, places[node.parent], *fields))
+        places.append(twin)
     return nodes
 
 
