@@ -20,9 +20,7 @@ def make(adapt=None):
     target = Target(make_target("llama"), (0, 2, 4))
     budget = BudgetController(CostTable({1: 1.0, 64: 1.2}, {1: 0.1}, {1: 0.1}))
     drafter = make_drafter(0, cached_slots=1, slot_rank=4, sink=True)
-    return Speculator(
-        target, make_tokenizer(), drafter, budget, adapt=adapt, copies=TextCopies()
-    )
+    return Speculator(target, make_tokenizer(), drafter, budget, adapt=adapt, copies=TextCopies())
 
 
 def serve(speculator, *numbers, **settings):

@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
 from tests.adaptation.world import config, make_speculator, prompt
 
 from specblock.adaptation import replay as module
+from specblock.adaptation.adapter import Adaptation
+from specblock.adaptation.observer import TargetReducer
+from specblock.adaptation.poison import LyingReducer
 from specblock.adaptation.replay import Request, replay_stream
 from specblock.adaptation.report import Row, draw, report_of
 from specblock.bench.prompts import load_prompts
@@ -127,3 +131,32 @@ def test_our_own_stream_shifts():
     assert len(tasks) == 36
     assert list(dict.fromkeys(tasks)) == ["recipes", "sql", "letters"]
     assert tasks == sorted(tasks, key=["recipes", "sql", "letters"].index)
+
+
+def test_feedback_lies_only_where_it_is_told_to(monkeypatch):
+    lied = []
+    absorb = Adaptation._absorb
+
+    def noting(adaptation, observer, stats):
+        lied.append(isinstance(adaptation.reducer, LyingReducer))
+        absorb(adaptation, observer, stats)
+
+    monkeypatch.setattr(Adaptation, "_absorb", noting)
+    report = play(policies=("never", "memory"), poison=(2, 4))
+    assert lied == [False, False, True, True, False, False]
+    assert set(report["poison"]) == {"never", "memory"}
+    assert set(report["poison"]["never"]) == {"before", "during", "after"}
+    assert report["settings"]["poison"] == [2, 4]
+
+
+def test_a_lie_swaps_tokens_and_nothing_else():
+    honest = TargetReducer(torch.ones(40, dtype=torch.bool), 8)
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    ids, probabilities, usable = honest(logits)
+    other, same, known = LyingReducer(honest, 40)(logits)
+    assert torch.equal(same, probabilities)
+    assert torch.equal(known, usable)
+    assert (other != ids).float().mean() > 0.8
+    assert torch.equal(other, LyingReducer(honest, 40)(logits)[0]), "always the same lie"
+    for row, twisted in zip(ids.tolist(), other.tolist(), strict=True):
+        assert len(set(row)) == len(set(twisted))

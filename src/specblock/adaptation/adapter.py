@@ -78,7 +78,7 @@ class Adaptation:
         self.watch = TauWatch(config.watch_rounds, config.watch_z)
         self.total_gain = self.former_gain = 0.0
         self.last_swap: tuple[str, tuple[float, ...]] | None = None  # its arm and context
-        self._reducer = TargetReducer(model.t2d, config.target_top)
+        self.reducer = TargetReducer(model.t2d, config.target_top)
         self._pool = ThreadPoolExecutor(1, "specblock-adapt") if config.background else None
         self._running: tuple[Future, str, tuple[float, ...]] | None = None
         self._saved = time.monotonic()
@@ -93,7 +93,7 @@ class Adaptation:
     def observer(self, prompt: list[int]) -> FeedbackObserver:
         """Collects the feedback of one request (a prompt's token ids)."""
         return FeedbackObserver(
-            self._reducer,
+            self.reducer,
             stratum_of(prompt),
             max_prompt_pairs=self.config.max_prompt_pairs,
             max_answer_pairs=self.config.max_answer_pairs if self._collects() else 0,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from specblock.adaptation.config import MEMORY, AdaptationConfig
+from specblock.adaptation.poison import LyingReducer
 from specblock.adaptation.report import NEVER, Row, report_of
 from specblock.config import GenerationConfig
 from specblock.drafters.lookup.copies import TextCopies
@@ -52,6 +53,7 @@ def replay_stream(
     adapt: AdaptationConfig,
     out: Path | None = None,
     seed: int = 0,
+    poison: tuple[int, int] | None = None,
     environment: dict[str, Any] | None = None,
     checkpoint_every: int = 10,
     progress: Callable[[int, int, dict[str, Any]], None] = lambda done, of, report: None,
@@ -64,6 +66,7 @@ def replay_stream(
         out: JSON report, written at every checkpoint. A report there with the same settings is
             gone on with; the adaptations' states are kept beside it, in ``OUT.adapt``.
         seed: of the order of the policies.
+        poison: requests, first and behind the last, of which the feedback lies.
         environment: what the figures were measured on, for the report.
 
     Returns:
@@ -74,16 +77,14 @@ def replay_stream(
     """
     check_policies(policies)
     _check_drafter(speculator)
-    settings = _settings(requests, policies, config, adapt, seed)
+    settings = _settings(requests, policies, config, adapt, seed, poison)
     rows = _former_rows(out, settings)
     done = rows[-1].index + 1 if rows else 0
-    runners = {
-        policy: _runner(speculator, policy, adapt, _folder(out, policy), fresh=done == 0)
-        for policy in policies
-    }
+    runners = _runners(speculator, policies, adapt, out, fresh=done == 0)
     _warm_up(runners, requests, config)
     report = report_of(rows, list(policies), settings, environment)
     for index in range(done, len(requests)):
+        _poison(runners.values(), poison is not None and poison[0] <= index < poison[1])
         order = random.Random(f"{seed}:{index}").sample(policies, len(policies))
         answered = _answer(runners, order, requests[index], index, config)
         rows += [answered[policy] for policy in policies if answered]
@@ -118,9 +119,11 @@ def _settings(
     config: GenerationConfig,
     adapt: AdaptationConfig,
     seed: int,
+    poison: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """What a report must agree on to be gone on with."""
     return {
+        **({} if poison is None else {"poison": list(poison)}),
         "generation": config.to_dict(),
         "adaptation": adapt.to_dict() | {"folder": None, "policy": "bandit"},
         "policies": list(policies),
@@ -146,6 +149,20 @@ def _former_rows(out: Path | None, settings: dict[str, Any]) -> list[Row]:
     if not same:
         raise ConfigError(f"{out} holds a report with other settings: name another file.")
     return rows
+
+
+def _runners(
+    speculator: Speculator,
+    policies: Sequence[str],
+    adapt: AdaptationConfig,
+    out: Path | None,
+    *,
+    fresh: bool,
+) -> dict[str, Speculator]:
+    return {
+        policy: _runner(speculator, policy, adapt, _folder(out, policy), fresh=fresh)
+        for policy in policies
+    }
 
 
 def _runner(
@@ -239,6 +256,13 @@ def _answer(
         )
         for policy, answer in answers.items()
     }
+
+
+def _poison(runners: Iterable[Speculator], lying: bool) -> None:
+    for adaptation in (runner.adaptation for runner in runners if runner.adaptation is not None):
+        honest = getattr(adaptation.reducer, "honest", adaptation.reducer)
+        vocabulary = adaptation.drafter.model.config.draft_vocab_size
+        adaptation.reducer = LyingReducer(honest, vocabulary) if lying else honest
 
 
 def _keep(runners: Iterable[Speculator], last: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
@@ -44,7 +45,8 @@ def report_of(
 
     ``policies`` by name; ``tasks`` the same by domain; ``won_seconds`` cumulative against
     ``never``, by policy; ``regret`` cumulative seconds of the bandit behind the fixed policy that
-    was best in the end; ``decisions`` of the bandit with their contexts; ``rows``.
+    was best in the end; ``decisions`` of the bandit with their contexts; ``rows``; with poisoned
+    feedback ``poison``: the accepted length before, while and after it lied, by policy.
     """
     by_policy = {name: [row for row in rows if row.policy == name] for name in policies}
     tasks = list(dict.fromkeys(row.task for row in rows))
@@ -59,6 +61,7 @@ def report_of(
         },
         "won_seconds": _won(by_policy),
         "regret": _regret(by_policy),
+        **({"poison": _phases(by_policy, *settings["poison"])} if "poison" in settings else {}),
         "decisions": [
             {"index": row.index, **{key: event[key] for key in ("context", "arm", "values")}}
             for row in by_policy.get(BANDIT, ())
@@ -86,6 +89,17 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
         "seconds": seconds,
         "requests": len(rows),
         "different_answers": sum(not row.identical for row in rows),
+    }
+
+
+def _phases(by_policy: dict[str, list[Row]], first: int, last: int) -> dict[str, Any]:
+    phases = {"before": (0, first), "during": (first, last), "after": (last, math.inf)}
+    return {
+        name: {
+            phase: _summary([row for row in rows if start <= row.index < end])["accepted_length"]
+            for phase, (start, end) in phases.items()
+        }
+        for name, rows in by_policy.items()
     }
 
 

@@ -10,6 +10,7 @@ import typer
 from specblock.cli import options
 from specblock.cli.support import open_speculator, verb
 from specblock.cli.tables import console, figure
+from specblock.errors import ConfigError
 
 if TYPE_CHECKING:
     from specblock.adaptation.replay import Request
@@ -30,6 +31,10 @@ def bench_adapt(
     seed: options.Seed = 0,
     json_out: options.JsonOut = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves to this file.")] = None,
+    poison: Annotated[
+        str | None,
+        typer.Option(help="Let the feedback of requests FIRST:LAST lie, to see it contained."),
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option("--config", help="YAML or JSON file of adaptation settings.")
     ] = None,
@@ -47,10 +52,8 @@ def bench_adapt(
 
     names = [name.strip() for name in policies.split(",") if name.strip()]
     check_policies(names)
-    adapt = (
-        AdaptationConfig(seed=seed) if settings is None else AdaptationConfig.from_file(settings)
-    )
-    requests = _requests(stream, limit)
+    adapt = AdaptationConfig.from_file(settings) if settings else AdaptationConfig(seed=seed)
+    requests, lying = _requests(stream, limit), _range(poison)
     speculator = open_speculator(model, drafter, dtype, device, threads)
     report = replay_stream(
         speculator,
@@ -60,6 +63,7 @@ def bench_adapt(
         adapt=adapt,
         out=json_out,
         seed=seed,
+        poison=lying,
         environment=describe_environment(speculator),
         progress=_say_progress,
     )
@@ -76,6 +80,16 @@ def _requests(stream: Path | None, limit: int | None) -> list[Request]:
         Request(p.id, p.task, [*p.lead, {"role": "user", "content": p.turns[0]}])
         for p in load_prompts(stream or SHIFTING_STREAM, limit)
     ]
+
+
+def _range(text: str | None) -> tuple[int, int] | None:
+    """``FIRST:LAST``, counted from 0, the last excluded."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise ConfigError(f"--poison takes FIRST:LAST, such as 20:40, not '{text}'.")
+    return int(first), int(last)
 
 
 def _say_progress(done: int, of: int, report: dict[str, Any]) -> None:
@@ -112,6 +126,9 @@ def _say_result(report: dict[str, Any], plot: Path | None) -> None:
         )
     out = console()
     out.print(table)
+    for name, lengths in report.get("poison", {}).items():
+        told = ", ".join(f"{phase} {figure(tau, 3)}" for phase, tau in lengths.items())
+        out.print(f"{name}: accepted length {told} the feedback lied", highlight=False)
     if report["regret"]:
         behind = report["regret"]["seconds"][-1]
         out.print(
