@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.tree.copied import chain
 from tests.tree.cost_tables import CPU
 
+from specblock.tree.account import Account
 from specblock.tree.budget import BudgetController
 from specblock.tree.cost import CostTable
 
@@ -64,19 +65,20 @@ def test_no_text_falls_further_behind_plain_decoding_than_its_account(seed):
                 seconds += costs.target_seconds(nodes + 1) + (costs.overhead if nodes else 0)
                 backlog += got
             tokens += got
-            allowed = tokens * (1 + control.ALLOWANCE) + control.CREDIT
+            allowed = tokens + Account.granted(tokens)
             assert seconds * costs.plain_rate <= allowed + 1e-6
 
 
 def test_another_text_gets_an_account_of_its_own():
     control = BudgetController(CPU)
-    assert any(lose_everything(control, 10))
-    assert not control.speculate()
+    assert any(lose_everything(control, 30))
+    assert control.account.left < Account.granted(30)
     control.begin()
-    assert control.speculate()
-    control.account = control.CEILING
+    assert control.account.left == Account.CREDIT
+    control.account.book(30, 1.0, tried=True)
+    assert control.account.left == Account.CEILING
     control.begin()
-    assert control.account == control.CREDIT
+    assert control.account.left == Account.CREDIT
 
 
 def test_texts_on_which_nothing_pays_get_less_and_less_to_lose():
@@ -95,7 +97,14 @@ def test_texts_on_which_nothing_pays_get_less_and_less_to_lose():
             else:
                 control.update_without()
         control.begin()
-    assert control.account == control.CREDIT, "it finds out that texts have become better"
+    assert control.account.left == Account.CREDIT, "it finds out that texts have become better"
+
+
+def rich() -> BudgetController:
+    """With all that an account can hold."""
+    control = BudgetController(CPU)
+    control.account.left = Account.CEILING
+    return control
 
 
 def rounds_until_off(control: BudgetController, tokens: int) -> int:
@@ -109,33 +118,32 @@ def rounds_until_off(control: BudgetController, tokens: int) -> int:
 
 
 def test_a_long_good_stretch_does_not_pay_for_a_bad_one():
-    control = BudgetController(CPU)
+    control = rich()
     assert rounds_until_off(control, 6) == 200
-    assert control.account == control.CEILING
+    assert control.account.left == Account.CEILING
     assert rounds_until_off(control, 1) < 20
 
 
 def test_rounds_shrink_to_what_the_account_covers():
-    control = BudgetController(CPU)
+    control = rich()
     claims = torch.full((16,), 0.98).cumprod(0)
-    control.account = control.CEILING
     control.speculate()
-    rich = control.nodes(claims)
-    control.begin()
+    many = control.nodes(claims)
+    control.account.left = 0.7
     control.speculate()
-    poor = control.nodes(claims)
-    assert 1 <= poor < rich
-    control.account = control.CEILING
+    few = control.nodes(claims)
+    assert 1 <= few < many
+    control.account.left = Account.CEILING
     control.speculate()
     assert control.leaves(torch.full((8,), 0.12), 8) > 0
     control.begin()
     control.speculate()
-    control.account = 0.2
+    control.account.left = 0.2
     assert control.leaves(torch.full((8,), 0.12), 8) == 0
 
 
 def test_one_node_is_verified_whatever_the_survival_model_says():
-    control = BudgetController(CPU)
+    control = rich()
     assert control.speculate()
     assert control.nodes(torch.full((8,), 1e-6)) == 1
     assert control.nodes(torch.zeros(0)) == 0
@@ -146,10 +154,10 @@ def test_pairs_of_rounds_without_the_network_are_charged_when_it_reads_them():
         control = BudgetController(CPU)
         for _ in range(plain_rounds):
             control.update_without()
-        control.account = before = 3.0
-        control.speculate()
+        control.account.left = before = 3.0
+        assert control.speculate()
         control.update(torch.zeros(2), torch.zeros(2).long(), [[]])
-        return before - control.account
+        return before - control.account.left
 
     extra = CPU.draft_first_seconds(31) - CPU.draft_first_seconds(1)
     assert extra > 0

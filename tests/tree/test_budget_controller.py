@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.tree.cost_tables import CPU, GPU, STEEP
 
+from specblock.tree.account import Account
 from specblock.tree.budget import BudgetController
 from specblock.tree.cost import CostTable
 from specblock.tree.survival import endings
@@ -158,10 +159,10 @@ WORLDS = {
 def test_never_slower_than_plain_and_close_to_the_best_fixed_budget(world, costs):
     made = World(*WORLDS[world], seed=1)
     rounds = [made.round() for _ in range(320)]
-    speed, control, budgets = controlled_speed(rounds, costs)
+    speed, _, budgets = controlled_speed(rounds, costs)
     budget_grid = [(leaves, size) for leaves in (0, 4, 13) for size in (1, 4, 15, 60)]
     best = max(fixed_speed(rounds, costs, *budget) for budget in budget_grid)
-    assert speed >= costs.plain_rate / (1 + control.ALLOWANCE + control.CREDIT / 320)
+    assert speed >= costs.plain_rate / (1 + Account.granted(320) / 320)
     assert speed >= 0.92 * best  # what caution costs
     if best < 0.9 * costs.plain_rate and world != "by turns":
         assert budgets.count(None) > 200
@@ -171,7 +172,7 @@ def test_never_slower_than_plain_and_close_to_the_best_fixed_budget(world, costs
 
 def test_big_trees_where_rows_are_free_and_small_ones_where_they_are_not():
     made = World(1.0, (1.0, 0.0), None, 2)
-    rounds = [made.round() for _ in range(80)]
+    rounds = [made.round() for _ in range(160)]
     sizes = {}
     for name, costs in (("cpu", CPU), ("gpu", GPU)):
         budgets = [budget for budget in controlled_speed(rounds, costs)[2] if budget is not None]

@@ -5,6 +5,7 @@ import torch
 from tests.tree.copied import chain
 from tests.tree.cost_tables import CPU
 
+from specblock.tree.account import Account
 from specblock.tree.budget import BudgetController, CopiesController
 from specblock.tree.draft_tree import DraftTree
 
@@ -14,8 +15,14 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+def rich(control: BudgetController) -> BudgetController:
+    """With all that an account can hold."""
+    control.account.left = Account.CEILING
+    return control
+
+
 def test_good_copies_are_verified_alone():
-    control = BudgetController(CPU)
+    control = rich(BudgetController(CPU))
     assert not control.speculate(chain(0.97))
     tree = control.copies()
     tree.validate()
@@ -24,12 +31,12 @@ def test_good_copies_are_verified_alone():
 
 def test_without_copies_or_with_weak_ones_the_network_is_asked():
     for copied in (None, DraftTree.root_only(0), chain(0.15)):
-        control = BudgetController(CPU)
+        control = rich(BudgetController(CPU))
         assert control.speculate(copied)
 
 
 def test_hopeless_copies_are_not_verified():
-    control = BudgetController(CPU)
+    control = rich(BudgetController(CPU))
     control._pending = 10**6  # the network has too much to read first
     assert not control.speculate(chain(0.05))
     assert control.copies() is None
@@ -38,7 +45,7 @@ def test_hopeless_copies_are_not_verified():
 
 
 def test_the_text_tells_whether_copies_are_right_verified_or_not():
-    control = BudgetController(CPU)
+    control = rich(BudgetController(CPU))
     control._pending = 10**6  # the network has too much to read first
     for _ in range(60):
         control.speculate(chain(0.6))
@@ -50,7 +57,7 @@ def test_the_text_tells_whether_copies_are_right_verified_or_not():
         control.speculate(chain(0.6))
         control.update_without(1)
         control.drawn([1, 2, 3, 4])
-    control.account = control.CEILING
+    control.account.left = Account.CEILING
     assert not control.speculate(chain(0.6))
     assert control.copies().num_draft >= 2
 
@@ -59,7 +66,7 @@ def test_the_network_must_be_worth_more_than_the_copies():
     """The same proposals gain less the more the copies would have brought without them."""
 
     def gain_after(copied: DraftTree | None) -> float:
-        control = BudgetController(CPU)
+        control = rich(BudgetController(CPU))
         control.speculate(copied)
         before = control._asking.top * control._asking.keep
         control.nodes(torch.full((8,), 0.8).cumprod(0))
@@ -69,7 +76,7 @@ def test_the_network_must_be_worth_more_than_the_copies():
 
 
 def test_rounds_of_copies_pay_for_their_rows():
-    control = BudgetController(CPU)
+    control = rich(BudgetController(CPU))
     control.speculate(chain(0.97))
     nodes = control.copies().num_draft
     before = control._overall.bottom * control._overall.keep
@@ -79,7 +86,7 @@ def test_rounds_of_copies_pay_for_their_rows():
 
 
 def test_without_a_network_copies_are_all_there_is():
-    control = CopiesController(CPU)
+    control = rich(CopiesController(CPU))
     assert not control.speculate(None)
     assert control.copies() is None
     assert not control.speculate(chain(0.97))

@@ -54,8 +54,8 @@ def test_lines_between_and_beyond():
     assert got == [1.0, 1.25, 1.5, 1.5, 1.5, 2.75, 4.0, 5.25]
     assert CostTable({4: 2.0}).target_seconds(1) == CostTable({4: 2.0}).target_seconds(9) == 2.0
     assert (costs.draft_first_seconds(3), costs.draft_next_seconds(3)) == (0.0, 0.0)
-    assert CPU.round_seconds(4, (8, 1), 15) == 18 + 16 + 10 + 66 + 4
-    assert CPU.plain_rate == 1 / 40
+    assert CPU.round_seconds(4, (8, 1), 15) == pytest.approx(7.2 + 10.6 + 6.4 + 59 + 3.3)
+    assert CPU.plain_rate == 1 / 36
 
 
 def test_tables_survive_json_and_bad_ones_are_refused():

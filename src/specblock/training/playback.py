@@ -70,7 +70,7 @@ def play(
         more = simulate(drafter, answer, budget, copies=copies, device=device)
         rounds, tokens = rounds + more[0], tokens + more[1]
         if isinstance(budget, BudgetController):
-            speedups.append(budget.tokens / budget.steps)
+            speedups.append(budget.account.tokens / budget.account.steps)
     return Playback(rounds, tokens, tuple(speedups))
 
 

@@ -5,23 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from specblock.tree.accept import follow
+from specblock.tree.account import Account
+from specblock.tree.averages import Recent
 from specblock.tree.cost import CostTable, best_nodes, choose_leaves
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.survival import SurvivalModel, Trials, trim
-
-
-class _Recent:
-    """A ratio of sums in which older entries count less and less."""
-
-    def __init__(self, keep: float, top: float, bottom: float):
-        self.keep, self.top, self.bottom = keep, top, bottom
-
-    def add(self, top: float, bottom: float) -> None:
-        self.top, self.bottom = self.top * self.keep + top, self.bottom * self.keep + bottom
-
-    @property
-    def ratio(self) -> float:
-        return self.top / self.bottom
 
 
 class BudgetController:
@@ -37,33 +25,24 @@ class BudgetController:
       without, by the probability that the walk ended at one of their leaves;
     * `asking_gain`: the same of the network's nodes, by the probability that the copies end at the
       root;
-    * `account`: the plain steps that this text may still lose. It starts with `CREDIT`, every token
-      adds `ALLOWANCE`, every round what it won or lost against plain decoding, up to `CEILING`;
-    * `tokens` of this text so far, and the plain `steps` that they took by the cost table.
+    * `account`: the plain steps that this text may still lose (:class:`Account`).
 
     No round may cost more than the account covers if nothing of it is accepted; where that leaves
     no round, the next token is decoded plainly. So whatever drafter and copies claim, by the cost
-    table a text of n tokens takes no longer than n (1 + ALLOWANCE) + CREDIT plain steps, and a text
-    that stops to pay loses no more than CEILING of what it won. Where fewer and fewer texts end
-    ahead of plain decoding, later ones get less to lose. Equal rounds lead to equal choices.
+    table a text of n tokens takes no longer than n + `Account.granted(n)` plain steps, and a text
+    that stops to pay loses little of what it won. Equal rounds lead to equal choices.
     """
 
-    CREDIT = 0.7
-    ALLOWANCE = 0.02
-    CEILING = 6.0
     # Worth at least so many times its cost, whatever was learned: with no copies at hand the
     # network is always asked, with weak ones nearly always.
     LEAST_WORTH = 1.25
-    # Shares of credit and allowance: all while so many of the texts end ahead, never less than.
-    ENOUGH_WON, LEAST_TRUST = 2 / 3, 0.05
 
     def __init__(self, costs: CostTable, model: SurvivalModel | None = None):
         self.costs, self.model = costs, model or SurvivalModel.fresh()
-        self._won, self._tried, self.account = _Recent(0.9, 5.0, 5.0), False, 0.0
-        self._overall = _Recent(0.98, 1.0, costs.target_seconds(1))
-        self._gain = _Recent(0.98, 4.0, 4.0)
-        self._asking = _Recent(0.98, 4.0, 4.0)
-        self.begin()
+        self.account, self._pending = Account(), 1
+        self._overall = Recent(0.98, 1.0, costs.target_seconds(1))
+        self._gain = Recent(0.98, 4.0, 4.0)
+        self._asking = Recent(0.98, 4.0, 4.0)
         self._start(None)
 
     @property
@@ -79,19 +58,9 @@ class BudgetController:
         return self._asking.ratio
 
     def begin(self, pairs: int = 1) -> None:
-        """Another text: a new account, smaller where hardly any text has paid.
-
-        The network's first forward has to read ``pairs`` of it.
-        What a text had no use for is added to the next one's credit, up to the whole: small shares
-        add up to a round, or nobody would find out that texts have become better.
-        """
-        unused = 0.0 if self._tried else self.account
-        if self._tried:
-            self._won.add(float(self.tokens >= self.steps), 1.0)
-        trust = min(1.0, max(self.LEAST_TRUST, self._won.ratio / self.ENOUGH_WON))
-        self.account = min(self.CREDIT, unused + trust * self.CREDIT)
-        self._allowance = trust * self.ALLOWANCE
-        self.tokens, self.steps, self._tried, self._pending = 0, 0.0, False, pairs
+        """Another text: a new account. The network's first forward has to read ``pairs`` of it."""
+        self.account.begin()
+        self._pending = pairs
 
     def affords(self) -> bool:
         """Whether the account covers a round at all; if not, no draft is worth looking for."""
@@ -114,7 +83,7 @@ class BudgetController:
 
     def _affordable(self, spent: float) -> int:
         """How many nodes the account covers, after so many seconds, if none is accepted."""
-        seconds = (1.0 + self.account) * self.costs.target_seconds(1)
+        seconds = (1.0 + self.account.left) * self.costs.target_seconds(1)
         return self.costs.nodes_within(seconds - spent - self.costs.overhead)
 
     def _start(self, copied: DraftTree | None) -> None:
@@ -191,13 +160,9 @@ class BudgetController:
         self._book(tokens, seconds, tried=nodes > 0)
 
     def _book(self, tokens: int, seconds: float, tried: bool) -> None:
-        steps = seconds * self.costs.plain_rate
-        self.tokens, self.steps = self.tokens + tokens, self.steps + steps
-        won = tokens * (1.0 + self._allowance) - steps
-        self.account = min(self.account + won, self.CEILING)
+        self.account.book(tokens, seconds * self.costs.plain_rate, tried=tried)
         self._overall.add(tokens, seconds)
         self._pending += tokens  # pairs that the network has not read yet
-        self._tried |= tried
 
     def drawn(self, tokens: list[int]) -> None:
         """After any round: the text that the target drew, which tells how good the copies were."""
