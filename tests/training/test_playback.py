@@ -1,6 +1,7 @@
 """Playing decoding back: pooled lengths, speed-ups by a cost table, the verb on a tiny drafter."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.loading import load_drafter
 from specblock.errors import SpecBlockError
 from specblock.training.answers import read_answers
+from specblock.training.checkpoints import numbered
 from specblock.training.corpus import read_all
+from specblock.training.curve import spread
 from specblock.training.evaluate_drafter import Setting, evaluate_drafter
 from specblock.training.features import FeatureReader
 from specblock.training.pipeline import DrafterRecipe, train_drafter
@@ -34,7 +37,10 @@ def made(tmp_path_factory):
     target, path = make_target("llama"), folder / "answers.jsonl"
     regenerate(target, prompts(12), path, ENDS, GREEDY)
     recipe = DrafterRecipe(
-        draft_vocab_size=80, slot_rank=16, held_out=3, train=TrainConfig(batch_sequences=4)
+        draft_vocab_size=80,
+        slot_rank=16,
+        held_out=3,
+        train=TrainConfig(batch_sequences=4, save_every_seconds=1e-3, keep_checkpoints=20),
     )
     train_drafter(target, make_tokenizer(), path, folder / "drafter", recipe)
     return target, read_answers(path), folder / "drafter", path
@@ -111,6 +117,29 @@ def test_the_figures_of_a_drafter(made):
     found = evaluate_drafter(folder, target, tokenizer, answers, costly)
     assert found["accuracy_b1s0"] == plain["accuracy_b1s0"]
     assert found["played_back_with_copies"]["median"] > 0.9
+
+
+def test_a_learning_curve_is_read_off_the_states_that_were_kept(made):
+    target, answers, folder, _ = made
+    steps = sorted(step for step, _ in numbered(folder / "training"))
+    assert len(steps) > 1
+    found = evaluate_drafter(
+        folder, target, make_tokenizer(), answers, Setting(nodes=12, leaves=3, states=2)
+    )
+    first, last = found["curve"]
+    assert (first["step"], last["step"]) == (steps[0], steps[-1])
+    assert 0 < first["answer_tokens"] < last["answer_tokens"]
+    for name in ("tau", "accuracy_b1s0", "accuracy_b2s0"):
+        assert last[name] == pytest.approx(found[name], rel=0.02), "the finished drafter, unrounded"
+    assert first["accuracy_b1s0"] != last["accuracy_b1s0"]
+
+
+def test_states_are_spread_evenly():
+    states = [(step, Path(f"{step}")) for step in (10, 90, 100, 52, 49, 11)]
+    assert [str(path) for path in spread(states, 3)] == ["10", "52", "100"]
+    assert [str(path) for path in spread(states, 1)] == ["100"]
+    assert len(spread(states, 9)) == 6
+    assert spread([], 3) == []
 
 
 def test_sampled_answers_alone_are_refused(made, tmp_path):

@@ -54,6 +54,9 @@ def evaluate(
         bool, typer.Option(help="Let SpecBlock's rank head decide the branching.")
     ] = True,
     costs: Costs = None,
+    states: Annotated[
+        int, typer.Option(min=0, help="Also so many states of its training: a learning curve.")
+    ] = 0,
     model: options.Model = options.DEFAULT_MODEL,
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
@@ -75,7 +78,7 @@ def evaluate(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    setting = Setting(max_new_tokens, nodes, leaves, rank_branching, read_costs(costs))
+    setting = Setting(max_new_tokens, nodes, leaves, rank_branching, read_costs(costs), states)
     folders = drafter or [find_drafter(model, "auto")]
     if folders == [None]:
         raise ConfigError(f"No drafter ships for {model}: name one with --drafter.")
@@ -119,6 +122,9 @@ def evaluation_table(found: dict[str, dict[str, Any]]) -> Table:
         budget = row.get("played_back", {})
         cells += [figure(budget.get(key), digits) for key, digits in PLAYED.values() if played]
         table.add_row(Path(name).name, *cells)
+        for state in row.get("curve", ()):
+            cells = [figure(state.get(key), digits) for key, digits in COLUMNS.values()]
+            table.add_row(f"  {state['answer_tokens']:,} tokens", *cells)
         if "played_back_with_copies" in row:
             copied = row["played_back_with_copies"]
             blank = [""] * (len(COLUMNS) - 1) + [figure(copied["tau"], 2)]

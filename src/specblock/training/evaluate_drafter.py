@@ -16,6 +16,7 @@ from specblock.engine.trust import load_survival
 from specblock.errors import SpecBlockError
 from specblock.training.answers import Answer
 from specblock.training.corpus import read_all
+from specblock.training.curve import former_states
 from specblock.training.distributed import Workers
 from specblock.training.evaluate import Evaluator, TrainingLoss
 from specblock.training.features import FeatureReader
@@ -37,6 +38,7 @@ class Setting:
         nodes, leaves: the fixed budget.
         rank_branching: False leaves SpecBlock's rank head out (an ablation of the paper).
         costs: also play the measured budget back, with these.
+        states: also judge so many states that the drafter's training kept.
     """
 
     max_new_tokens: int = 64
@@ -44,6 +46,7 @@ class Setting:
     leaves: int = 28
     rank_branching: bool = True
     costs: CostTable | None = None
+    states: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,7 +60,8 @@ def evaluate_drafter(
     Returns:
         ``accuracy_b1s0`` and so on: share of slots on the chain whose most likely token is the
         target's; ``tau`` at the fixed budget over ``greedy_answers`` of the ``answers``; with costs
-        ``played_back`` and ``played_back_with_copies`` as :meth:`Playback.row`.
+        ``played_back`` and ``played_back_with_copies`` as :meth:`Playback.row`; with states
+        ``curve``, accuracies and tau of each with its step and the answer tokens seen.
 
     Raises:
         SpecBlockError: no answer is the target's at temperature 0.
@@ -75,17 +79,19 @@ def evaluate_drafter(
             "regenerate --temperatures 0:1 --dtype float32`."
         )
     played = [shortened(answer, setting.max_new_tokens) for answer in greedy]
-    fixed = play(drafter, played, FixedBudget(setting.nodes, setting.leaves), device=device)
-    found = {
-        "answers": len(answers),
-        "greedy_answers": len(greedy),
-        **_accuracies(model, sequences),
-        "tau": round(fixed.accepted_length, 3),
-    }
+
+    def judged() -> dict[str, float]:
+        fixed = play(drafter, played, FixedBudget(setting.nodes, setting.leaves), device=device)
+        return {**_accuracies(model, sequences), "tau": round(fixed.accepted_length, 3)}
+
+    found = {"answers": len(answers), "greedy_answers": len(greedy), **judged()}
     if setting.costs is not None:
         for name, copies in (("played_back", None), ("played_back_with_copies", TextCopies())):
             budget = BudgetController(setting.costs, load_survival(folder))
             found[name] = play(drafter, played, budget, copies, device=device).row()
+    if setting.states:
+        kept = former_states(folder, model, setting.states)
+        found["curve"] = [{**seen, **judged()} for seen in kept]
     return found
 
 
