@@ -34,7 +34,8 @@ def longest_match(
     among, count = tokens if among is None else among, len(tokens)
     if len(among) < 2 or not count or longest < 1:
         return 0, np.zeros(0, dtype=np.int64)
-    ends = np.flatnonzero(among[:-1] == tokens[-1]) + 1
+    # as Python's number: NumPy's own would widen all of a narrower text to compare it
+    ends = np.flatnonzero(among[:-1] == int(tokens[-1])) + 1
     ends = ends[among[ends] != END]
     length = min(1, len(ends))
     while length and length < min(longest, count):
