@@ -12,13 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from specblock.adaptation.answer import AnswerObserver
 from specblock.adaptation.feedback import Record
 from specblock.adaptation.signals import RoundSignal, round_signal
 from specblock.training.features import Sequence
 from specblock.tree.accept import Acceptance
 from specblock.tree.draft_tree import DraftTree
-
-LEAD = 4  # tokens of the prompt before an answer that is remembered
 
 
 class TargetReducer:
@@ -41,7 +40,7 @@ class TargetReducer:
         return ids.int(), probabilities, best[:, 0] >= logits.max(dim=-1).values.float()
 
 
-class FeedbackObserver:
+class FeedbackObserver(AnswerObserver):
     """One request as :func:`specblock.engine.rounds.decode` shows it.
 
     Args:
@@ -58,6 +57,7 @@ class FeedbackObserver:
         max_answer_pairs: int,
         on_round: Callable[[int], None] = lambda tokens: None,
     ):
+        super().__init__()
         self._reduce, self._stratum, self._on_round = reduce, stratum, on_round
         self._max_prompt, self._room = max_prompt_pairs, max_answer_pairs
         self._features: list[Tensor] = []
@@ -65,19 +65,19 @@ class FeedbackObserver:
         self._targets: list[tuple[Tensor, Tensor, Tensor]] = []
         self._rounds: list[tuple[DraftTree, Acceptance]] = []
         self._prompt_pairs = 0
-        self._lead: list[int] = []
 
     def prefilled(self, features: Tensor, tokens: Tensor) -> None:
         """The prompt's pairs; of a long prompt the last ones."""
+        super().prefilled(features, tokens)
         self._prompt_pairs = min(len(tokens), self._max_prompt)
         self._features.append(features[-self._prompt_pairs :])
         self._tokens.append(tokens[-self._prompt_pairs :])
-        self._lead = tokens[-1 - LEAD :].tolist()
 
     def verified(
         self, tree: DraftTree, logits: Tensor, features: Tensor, accepted: Acceptance
     ) -> None:
         """A round: logits of all nodes, features of the accepted path ``[a + 1, F * H]``."""
+        super().verified(tree, logits, features, accepted)
         if self._room > 0:
             path = torch.tensor(accepted.path, device=logits.device)
             self._targets.append(self._reduce(logits[path]))
@@ -91,23 +91,11 @@ class FeedbackObserver:
         """What every round said of the drafter."""
         return [round_signal(tree, accepted) for tree, accepted in self._rounds]
 
-    def text(self, new_tokens: int) -> list[int]:
-        """The answer, and of the prompt the last few tokens: what the answer's beginning follows.
-
-        Args:
-            new_tokens: as in :meth:`record`.
-        """
-        if not self._lead:
-            return []
-        answer = [token for _, accepted in self._rounds for token in accepted.tokens]
-        return self._lead + answer[: max(0, new_tokens - 1)]
-
     def record(self, new_tokens: int) -> Record | None:
         """The request as training data; None where no round was verified.
 
         Args:
-            new_tokens: how many tokens were kept, the prefill's first included. Behind them an
-                end of turn or a stop string has made the rest of a round meaningless.
+            new_tokens: as in :meth:`text`.
         """
         prompt = self._prompt_pairs
         if not self._targets:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from specblock.adaptation.adapter import Adaptation
 
 STATUS = "status.json"
-_KEPT = 2
+STATES_KEPT = 2
 _log = logging.getLogger("specblock")
 
 Weights = dict[str, Tensor]
@@ -61,7 +61,7 @@ def save(adaptation: Adaptation) -> None:
         "calibration": [budget.model.to_dict() for budget in adaptation.budgets],
     }
     # torch.load takes nothing but plain values and tensors
-    save_state(folder, number, _plain(state), _KEPT)
+    save_state(folder, number, _plain(state), STATES_KEPT)
     write_atomically(folder / STATUS, json.dumps(adaptation.status(), indent=1) + "\n")
 
 

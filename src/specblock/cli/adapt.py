@@ -11,6 +11,7 @@ import typer
 from specblock.cli import options
 from specblock.cli.support import open_speculator, verb
 from specblock.cli.tables import console, figure
+from specblock.errors import ConfigError
 
 app = typer.Typer(help="Look at what a drafter learned in use, or export it.", no_args_is_help=True)
 
@@ -75,6 +76,7 @@ def export(
     dtype: options.Dtype = "float32",
 ) -> None:
     """Write the adapted drafter as an ordinary one, for --drafter."""
+    from specblock.adaptation.adapter import Adaptation
     from specblock.adaptation.state import export as write
     from specblock.adaptation.state import read_status
 
@@ -82,5 +84,9 @@ def export(
     speculator = open_speculator(
         model, drafter, dtype, "cpu", None, calibrate="never", adapt=folder
     )
+    if not isinstance(speculator.adaptation, Adaptation):
+        raise ConfigError(
+            "Answers that were remembered are no drafter: there is nothing to export."
+        )
     write(speculator.adaptation, out)
     typer.echo(f"Wrote {out}: use it with --drafter {out}")

@@ -67,7 +67,7 @@ def load(
         calibrate: ``"missing"`` measures costs at the first load on a machine (10 to 30 s) and
             remembers them; ``"force"`` measures anew; ``"never"`` does without, and then with the
             fixed budget.
-        adapt: let the drafter learn while it serves; see ``docs/adaptation.md``.
+        adapt: let the drafter learn and remember while it serves; see ``docs/adaptation.md``.
         on_step: is told what a long step is doing.
 
     Raises :class:`specblock.errors.SpecBlockError` with one sentence if anything does not fit.

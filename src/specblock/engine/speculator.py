@@ -62,7 +62,8 @@ class Speculator:
         costs: the measured cost table, if there is one.
         sampling_budget: the same for sampled decoding, where the drafter's probabilities mean
             something else; the greedy one where it is left out.
-        adapt: let the drafter learn from what it serves; :meth:`close` saves what it learned.
+        adapt: let the drafter learn from what it serves; :meth:`close` saves what it learned. Only
+            a SpecBlock drafter learns; answers are remembered for all.
         copies: also draft what followed the same words earlier in the text, and where the drafter
             adapts in earlier answers; only with a drafter.
     """
@@ -86,9 +87,10 @@ class Speculator:
         self.copies = copies
         self.adaptation = None
         if adapt is not None:
-            from specblock.adaptation.adapter import Adaptation  # only where it is wanted
+            from specblock.adaptation.doorway import adaptation_of  # only where it is wanted
 
-            self.adaptation = Adaptation(drafter, adapt, (budget, self.sampling_budget))
+            budgets = budget, self.sampling_budget
+            self.adaptation = adaptation_of(drafter, adapt, budgets, target.vocab_size)
             if copies is not None:
                 copies.memory = self.adaptation.memory
 

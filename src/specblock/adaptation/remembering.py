@@ -1,0 +1,104 @@
+"""Adaptation of drafters that cannot learn: their answers are remembered, nothing is updated."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+import torch
+
+from specblock.adaptation.answer import AnswerObserver
+from specblock.adaptation.config import AdaptationConfig
+from specblock.adaptation.containment import Contained
+from specblock.adaptation.state import STATES_KEPT, STATUS
+from specblock.drafters.lookup.memory import TextMemory
+from specblock.engine.statistics import GenerationStats
+from specblock.errors import ConfigError
+from specblock.storage import write_atomically
+from specblock.training.checkpoints import load_newest, numbered, save_state
+
+_log = logging.getLogger("specblock")
+
+
+class Remembering:
+    """What :class:`specblock.adaptation.adapter.Adaptation` is for SpecBlock, without updates.
+
+    Args:
+        vocabulary: tokens of the target, whose ids a folder's memory must be.
+        config: its folder is resumed from.
+
+    Raises:
+        ConfigError: a policy that updates weights, or the folder is another model's.
+    """
+
+    def __init__(self, vocabulary: int, config: AdaptationConfig):
+        if config.policy.startswith("always-"):
+            raise ConfigError(
+                f"Only a SpecBlock drafter can learn, so there is nothing to do for "
+                f"{config.policy}: choose one with --drafter, or the policy memory."
+            )
+        self.config, self.memory = config, TextMemory.of_size(config.memory_mib)
+        self._identity = {"remembering": vocabulary}
+        self._decoded, self._requests, self._saved = 0.0, 0, time.monotonic()
+        if config.folder is not None:
+            self._resume()
+
+    def observer(self, prompt: list[int]) -> AnswerObserver:
+        """Collects one answer."""
+        return AnswerObserver()
+
+    def finished(
+        self, observer: AnswerObserver, stats: GenerationStats, *, complete: bool = True
+    ) -> None:
+        """A request has ended, or was broken off: what was said of it is kept."""
+        self._decoded += stats.decode_seconds
+        self._requests += 1
+        if self.memory is not None:
+            self.memory.remember(observer.text(stats.new_tokens))
+        if time.monotonic() - self._saved >= self.config.save_every_seconds:
+            self.save()
+
+    def close(self) -> None:
+        """Save."""
+        self.save()
+
+    def save(self) -> None:
+        """Write the memory to the config's folder, if there is one; whole or not at all."""
+        folder = self.config.folder
+        if folder is None:
+            return
+        with Contained("saving the memory of answers"):
+            states = numbered(folder)
+            kept = None if self.memory is None else torch.tensor(self.memory.tokens())
+            state = {"identity": self._identity, "memory": kept}
+            save_state(folder, states[0][0] + 1 if states else 1, state, STATES_KEPT)
+            write_atomically(folder / STATUS, json.dumps(self.status(), indent=1) + "\n")
+        self._saved = time.monotonic()
+
+    def _resume(self) -> None:
+        state = load_newest(self.config.folder, _log.warning)
+        if state is None:
+            return
+        if state["identity"] != self._identity:
+            raise ConfigError(
+                f"The adaptation in {self.config.folder} belongs to another model or drafter: give "
+                "another folder."
+            )
+        if self.memory is not None and state["memory"] is not None:
+            self.memory.restore(state["memory"].numpy())
+
+    def status(self) -> dict[str, Any]:
+        """As :meth:`Adaptation.status`, without arms."""
+        return {
+            "arms": {},
+            "skips": 0,
+            "decoded_seconds": self._decoded,
+            "update_seconds": 0.0,
+            "saved_seconds": 0.0,
+            "accepted_length": None,
+            "adapted": False,
+            "buffer": {"records": 0, "held_out": 0, "bytes": 0, "seen": self._requests},
+            "memory_tokens": 0 if self.memory is None else len(self.memory),
+        }
