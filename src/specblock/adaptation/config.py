@@ -19,7 +19,7 @@ MEMORY = "memory"  # the policy that updates no weights
 class AdaptationConfig(StrictConfig):
     """Settings of :class:`specblock.adaptation.adapter.Adaptation`; see ``docs/adaptation.md``.
 
-    ``folder`` keeps the state and is resumed from; without one nothing is remembered.
+    ``folder`` keeps the state and is resumed from; without one nothing outlasts the process.
     ``policy``: the bandit, or for comparison always the same arm, or the memory of answers alone.
     ``background`` trains in a thread instead of between requests. Times are wall-clock seconds.
     """

@@ -95,9 +95,9 @@ def resume(adaptation: Adaptation) -> bool:
     adaptation.journal.restore(state["journal"])
     adaptation.buffer.restore(state["buffer"])
     adaptation.total_gain, adaptation.former_gain = state["gains"]
-    kept = state.get("memory")
-    if adaptation.memory is not None and kept is not None:
-        adaptation.memory.restore(kept.numpy())
+    answers = state.get("memory")  # states of before there was one lack it
+    if adaptation.memory is not None and answers is not None:
+        adaptation.memory.restore(answers.numpy())
     last = state["last_swap"]
     adaptation.last_swap = None if last is None else (last[0], tuple(last[1]))
     for budget, kept in zip(adaptation.budgets, state["calibration"], strict=False):
