@@ -53,7 +53,7 @@ class Adaptation:
         model = getattr(drafter, "model", None)
         if not isinstance(model, SpecBlockModel):
             raise ConfigError(
-                "Only a SpecBlock drafter can adapt: choose one with --drafter, or leave out adapt."
+                "Only a SpecBlock drafter can learn: choose one with --drafter, or leave out adapt."
             )
         self.drafter, self.config = drafter, config
         self.budgets = list({id(b): b for b in budgets if b is not None}.values())

@@ -17,7 +17,7 @@ from specblock.drafters.lookup.memory import TextMemory
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
 from specblock.storage import write_atomically
-from specblock.training.checkpoints import load_newest, numbered, save_state
+from specblock.training.checkpoints import load_newest, save_next
 
 _log = logging.getLogger("specblock")
 
@@ -70,10 +70,9 @@ class Remembering:
         if folder is None:
             return
         with Contained("saving the memory of answers"):
-            states = numbered(folder)
             kept = None if self.memory is None else torch.tensor(self.memory.tokens())
             state = {"identity": self._identity, "memory": kept}
-            save_state(folder, states[0][0] + 1 if states else 1, state, STATES_KEPT)
+            save_next(folder, state, STATES_KEPT)
             write_atomically(folder / STATUS, json.dumps(self.status(), indent=1) + "\n")
         self._saved = time.monotonic()
 

@@ -22,7 +22,7 @@ from specblock.adaptation.signals import Signals
 from specblock.drafters.checkpoint import stored_shapes, write_tensors
 from specblock.errors import CheckpointError, ConfigError
 from specblock.storage import write_atomically
-from specblock.training.checkpoints import load_newest, numbered, save_state
+from specblock.training.checkpoints import load_newest, save_next
 from specblock.tree.survival import SurvivalModel
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ def save(adaptation: Adaptation) -> None:
     Raises :class:`specblock.errors.SpecBlockError` if the disk is full.
     """
     folder, learner = adaptation.config.folder, adaptation.learner
-    states = numbered(folder)
-    number = states[0][0] + 1 if states else 1
     state = {
         "identity": _identity(adaptation),
         "current": _changed(learner.current, learner.original),
@@ -61,7 +59,7 @@ def save(adaptation: Adaptation) -> None:
         "calibration": [budget.model.to_dict() for budget in adaptation.budgets],
     }
     # torch.load takes nothing but plain values and tensors
-    save_state(folder, number, _plain(state), STATES_KEPT)
+    save_next(folder, _plain(state), STATES_KEPT)
     write_atomically(folder / STATUS, json.dumps(adaptation.status(), indent=1) + "\n")
 
 

@@ -31,6 +31,12 @@ def save_state(folder: Path, step: int, state: dict[str, Any], keep: int) -> Pat
     return path
 
 
+def save_next(folder: Path, state: dict[str, Any], keep: int) -> Path:
+    """As :func:`save_state`, numbered one above the newest in ``folder``."""
+    states = numbered(folder)
+    return save_state(folder, states[0][0] + 1 if states else 1, state, keep)
+
+
 def numbered(folder: Path) -> list[tuple[int, Path]]:
     """(step, file) of every state in ``folder``, the newest first."""
     found = []
