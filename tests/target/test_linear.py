@@ -10,6 +10,7 @@ from specblock.target.linear import (
     RoutedLinear,
     RouteTable,
     available_routes,
+    has_int8,
     route_linears,
     routed,
 )
@@ -18,7 +19,10 @@ from specblock.target.routes import choose_routes, measure_routes
 ROUTES = ("direct", "transposed", "packed", "blocked")
 
 
-def make_linear(bias: bool, dtype=torch.float32) -> RoutedLinear:
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="no 8-bit product on this processor")
+
+
+def make_linear(bias: bool = False, dtype=torch.float32) -> RoutedLinear:
     torch.manual_seed(0)
     return RoutedLinear(nn.Linear(48, 80, bias=bias).to(dtype))
 
@@ -80,7 +84,40 @@ def test_the_table_is_looked_up_by_rows():
     assert table.route((4, 3), 100) == f"r{ROW_BUCKETS[-1]}"
     assert table.route((4, 3), 5000) == "direct"
     assert table.route((9, 9), 1) == "direct"
-    assert RouteTable.from_dict(table.to_dict()).routes == table.routes
+    assert RouteTable.from_dict(table.to_dict()) == table
+    screened = RouteTable(table.routes, frozenset({(4, 3)}))
+    assert RouteTable.from_dict(screened.to_dict()) == screened != table
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_8_bit_product_is_near_and_follows_the_weight(dtype):
+    linear = make_linear(dtype=dtype)
+    x = torch.randn(2, 3, 48).to(dtype)
+    x[0, 0] *= 1000  # a row of its own scale
+    x[1, 1] = 0
+    for _ in range(2):
+        with torch.inference_mode():
+            exact = nn.functional.linear(x.float(), linear.weight.float())
+            found = linear.approximate(x)
+        assert found.dtype == torch.float32
+        error = (found - exact).norm(dim=-1)
+        assert (error <= 0.03 * exact.norm(dim=-1)).all() and error.sum() > 0
+        with torch.no_grad():
+            linear.weight.mul_(-2)
+        linear.refresh()
+
+
+@needs_int8
+def test_a_screened_layer_keeps_no_copy_but_that_of_8_bits():
+    linear, routes = make_linear(), ["transposed"] * len(ROW_BUCKETS)
+    linear.use(RouteTable({linear.shape: routes}, frozenset({linear.shape})))
+    assert linear.screened
+    with torch.inference_mode():
+        linear.approximate(torch.randn(1, 48))
+    assert linear._packs
+    linear.use(RouteTable({linear.shape: routes}))
+    assert not linear.screened and not linear._packs
 
 
 def test_swapping_keeps_parameters_and_names():

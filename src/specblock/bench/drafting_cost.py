@@ -22,7 +22,7 @@ from specblock.bench.meter import MeteredDrafter
 from specblock.bench.shapes import DRAFTERS, Shape, drafter_network, own_parameters
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.registry import make_drafter
-from specblock.engine.calibrate import measure_costs
+from specblock.engine.calibrate import measure_costs, measured_routes
 from specblock.errors import ConfigError
 from specblock.target.linear import route_linears, routed
 from specblock.target.model import Target
@@ -127,9 +127,9 @@ def _build(
             settings["policy"] = GrowthPolicy(rank_branching=False)
         drafters[name] = MeteredDrafter(make_drafter(network, **settings))
     if device.type == "cpu":
-        linears = [linear for drafter in drafters.values() for linear in routed(drafter.model)]
-        table = measure_routes(linears, max_extra_bytes=psutil.virtual_memory().available // 2)
-        for linear in linears:
+        networks = [drafter.model for drafter in drafters.values()]
+        table = measured_routes([], networks)
+        for linear in (linear for network in networks for linear in routed(network)):
             linear.use(table)
     return drafters
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import nn
 
 from specblock.bench.compiled import CompiledTarget
@@ -24,14 +23,13 @@ from specblock.drafters.base import BudgetController, CopiesController, Drafter,
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter
-from specblock.engine.calibrate import measure_costs
+from specblock.engine.calibrate import measure_costs, measured_routes
 from specblock.engine.exactness import give_up_unless_exact
 from specblock.engine.loading import load_drafter
 from specblock.engine.speculator import Speculator
 from specblock.engine.trust import load_survival
 from specblock.errors import ConfigError
 from specblock.target.linear import RouteTable, routed
-from specblock.target.routes import measure_routes
 from specblock.tree.cost import CostTable
 
 __all__ = ["Field", "Measured", "assemble_field"]
@@ -176,9 +174,7 @@ def _measure(
     routes = RouteTable()
     if plain.device.type == "cpu":
         on_step("matrix products")
-        linears = [*plain.linears, *_drafter_linears(drafters)]
-        spare = psutil.virtual_memory().available // 2
-        routes = measure_routes(linears, max_extra_bytes=spare, exact=plain.exact_linears)
+        routes = measured_routes(plain.linears, _networks(drafters), plain.exact_linears)
     _use_routes(plain.model, drafters, routes)
     give_up_unless_exact([*targets.values()])
     costs = {"": measure_costs(plain, None, on_step)}
@@ -196,14 +192,14 @@ def _measure(
 
 
 def _use_routes(network: nn.Module, drafters: Mapping[str, Drafter], routes: RouteTable) -> None:
-    for linear in (*routed(network), *_drafter_linears(drafters)):
-        linear.use(routes)
+    for module in (network, *_networks(drafters)):
+        for linear in routed(module):
+            linear.use(routes)
 
 
-def _drafter_linears(drafters: Mapping[str, Drafter]) -> list:
-    """The routed layers of all drafters' networks, each once."""
-    networks = {id(d.model): d.model for d in drafters.values() if hasattr(d, "model")}
-    return [linear for model in networks.values() for linear in routed(model)]
+def _networks(drafters: Mapping[str, Drafter]) -> list[nn.Module]:
+    """The networks of all drafters that have one, each once."""
+    return list({id(d.model): d.model for d in drafters.values() if hasattr(d, "model")}.values())
 
 
 def _speculator(

@@ -11,17 +11,19 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from specblock.drafters.base import Drafter
+from specblock.drafters.shortlist import screening_pays
 from specblock.engine.exactness import give_up_unless_exact
 from specblock.engine.round_costs import fitted_to_rounds, typical
 from specblock.storage import cache_folder, write_atomically
-from specblock.target.linear import RouteTable, routed
+from specblock.target.linear import RoutedLinear, RouteTable, routed
 from specblock.target.model import Target
 from specblock.target.routes import measure_routes
 from specblock.tree.cost import CostTable
@@ -122,10 +124,8 @@ def calibrate(
     key, routes = calibration_key(target, drafter), RouteTable()
     if target.device.type == "cpu":
         on_step("matrix products")
-        linears = [*target.linears, *_drafter_linears(drafter)]
-        routes = measure_routes(
-            linears, max_extra_bytes=_spare_memory(), exact=target.exact_linears
-        )
+        networks = [drafter.model] if hasattr(drafter, "model") else []
+        routes = measured_routes(target.linears, networks, target.exact_linears)
     use_routes(target, drafter, routes)
     give_up_unless_exact([target])
     costs = measure_costs(target, drafter, on_step, seed)
@@ -133,6 +133,26 @@ def calibrate(
     text = json.dumps({"key": key, "calibration": calibration.to_dict()}, indent=1)
     write_atomically(calibration_path(key, cache_dir), text)
     return calibration
+
+
+def measured_routes(
+    linears: Iterable[RoutedLinear],
+    networks: Iterable[nn.Module],
+    exact: Iterable[RoutedLinear] = (),
+) -> RouteTable:
+    """The routes of a target's ``linears`` and of drafters' ``networks``, on the CPU.
+
+    ``exact``: as for :func:`specblock.target.routes.measure_routes`. Copies of weights may take
+    half of the memory that is free. All layers are left with the routes found.
+    """
+    networks = list(networks)
+    linears = [*linears, *(linear for network in networks for linear in routed(network))]
+    table = measure_routes(linears, max_extra_bytes=_spare_memory(), exact=exact)
+    for linear in linears:
+        linear.use(table)
+    heads = [network.lm_head for network in networks]
+    others = [linear for linear in linears if linear not in heads]
+    return RouteTable(table.routes, screening_pays(heads, others))
 
 
 def use(calibration: Calibration, target: Target, drafter: Drafter | None) -> None:

@@ -10,7 +10,8 @@ the same product (equal within rounding, always contiguous):
 * ``packed``      the product over a copy of W that MKL has laid out once (fp32, x86 only);
 * ``blocked``     the same with oneDNN's layout (fp32 and bf16).
 
-The last two keep a second copy of the weights they cover.
+The last two keep a second copy of the weights they cover. Beside them stands a product that is not
+the same: :meth:`RoutedLinear.approximate` reads an 8-bit copy, for those who check what it says.
 
 :mod:`specblock.target.routes` measures which to take, and a :class:`RouteTable` records it per
 shape and row count. Nothing is assumed: without a table every layer takes ``direct``.
@@ -19,6 +20,7 @@ shape and row count. Nothing is assumed: without a table every layer takes ``dir
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -28,6 +30,8 @@ from torch.nn import functional as F
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 COPYING = ("packed", "blocked")
+_INT8, _INT8_SCALES = "int8", "int8 scales"
+_LEAST_SCALE = 1e-8  # a row of zeros keeps a scale to divide by
 _PACK_ROWS = 64  # the pack serves every row count; MKL packs best for a batch of about this size
 
 
@@ -36,9 +40,14 @@ Shape = tuple[int, int]  # (out, in) of a weight
 
 @dataclass
 class RouteTable:
-    """Route by weight shape and rows: ``routes[(out, in)][bucket index]``."""
+    """Route by weight shape and rows: ``routes[(out, in)][bucket index]``.
+
+    ``screened``: output heads of drafters of these shapes are screened in 8 bits first
+    (:mod:`specblock.drafters.shortlist`).
+    """
 
     routes: dict[Shape, list[str]] = field(default_factory=dict)
+    screened: frozenset[Shape] = frozenset()
 
     def route(self, shape: Shape, rows: int) -> str:
         """The route of a product of ``rows`` rows with a weight of ``shape`` (out, in)."""
@@ -49,15 +58,23 @@ class RouteTable:
         return chosen[bucket]
 
     def to_dict(self) -> dict[str, list[str]]:
-        return {f"{out}x{inp}": routes for (out, inp), routes in self.routes.items()}
+        named = {_name(shape): routes for shape, routes in self.routes.items()}
+        return {**named, "screened": sorted(map(_name, self.screened))}
 
     @classmethod
     def from_dict(cls, data: dict[str, list[str]]) -> RouteTable:
-        parsed = {}
-        for name, routes in data.items():
-            out, inp = name.split("x")
-            parsed[int(out), int(inp)] = list(routes)
-        return cls(parsed)
+        named = dict(data)
+        screened = frozenset(map(_shape, named.pop("screened")))
+        return cls({_shape(name): list(routes) for name, routes in named.items()}, screened)
+
+
+def _name(shape: Shape) -> str:
+    return "{}x{}".format(*shape)
+
+
+def _shape(name: str) -> Shape:
+    out, inp = name.split("x")
+    return int(out), int(inp)
 
 
 class RoutedLinear(nn.Module):
@@ -74,10 +91,15 @@ class RoutedLinear(nn.Module):
     def shape(self) -> Shape:
         return self.out_features, self.in_features
 
+    @property
+    def screened(self) -> bool:
+        """Whether its best outputs are looked for in 8 bits first."""
+        return self.shape in self.table.screened
+
     def use(self, table: RouteTable) -> None:
         """Route by ``table`` from now on; drops the copies that it does not need."""
         self.table = table
-        needed = table.routes.get(self.shape, ())
+        needed = (_INT8, _INT8_SCALES) if self.screened else table.routes.get(self.shape, ())
         self._packs = {route: pack for route, pack in self._packs.items() if route in needed}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,12 +132,56 @@ class RoutedLinear(nn.Module):
             self._packs[route] = reorder(self.weight.detach(), _PACK_ROWS)
         return self._packs[route]
 
+    def approximate(self, x: Tensor) -> Tensor:
+        """``x W^T`` for ``x [..., in]`` within a few percent, fp32, from an 8-bit copy of W.
+
+        Weights have a scale per output, ``x`` one per row. Where 8-bit products are native a
+        handful of rows cost a quarter of the exact product or less. Needs :func:`has_int8`.
+        """
+        if _INT8 not in self._packs:
+            scales = _int8_scales(self.weight.detach())
+            rounded = (self.weight.detach() / scales).round_().to(torch.int8)
+            self._packs[_INT8] = torch.ops.onednn.qlinear_prepack(rounded, None)
+            self._packs[_INT8_SCALES] = scales.flatten().float()
+        pack, weight_scales = self._packs[_INT8], self._packs[_INT8_SCALES]
+        flat = x.reshape(-1, self.in_features).float()
+        scales = _int8_scales(flat)
+        rounded = (flat / scales).round_().to(torch.int8)
+        zeros = torch.zeros(self.out_features, dtype=torch.int64)
+        out = torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, 0, pack, weight_scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return out.mul_(scales).view(*x.shape[:-1], self.out_features)
+
     def refresh(self) -> None:
         """Forget the copies; call it after the weight has changed."""
         self._packs = {}
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _int8_scales(rows: Tensor) -> Tensor:
+    """What one step of 8 bits stands for in each row ``[R, n]``: ``[R, 1]``."""
+    return (rows.abs().amax(1, keepdim=True) / 127).clamp_(min=_LEAST_SCALE)
+
+
+@functools.cache
+def has_int8() -> bool:
+    """Whether this machine has the 8-bit product, and it is right where sums are largest.
+
+    Processors without 8-bit dot products may add in 16 bits, which overflow.
+    """
+    if not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        return False
+    linear = RoutedLinear(nn.Linear(64, 4, bias=False))
+    with torch.inference_mode():
+        linear.weight.fill_(1.0)
+        try:
+            found = linear.approximate(torch.ones(2, 64))
+        except RuntimeError:  # the build knows the product, the processor does not
+            return False
+    return bool((found - 64).abs().max() < 1)
 
 
 def route_linears(module: nn.Module) -> list[RoutedLinear]:

@@ -91,7 +91,7 @@ class FeatureReader:
 
     def _targets(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Top draft ids, their probabilities over the draft vocabulary, and usability, by row."""
-        best = logits.argmax(-1)
+        best = logits.max(-1).indices  # argmax, several times as fast on a CPU
         reduced = logits[:, self._draft_ids].float()
         top, ids = reduced.topk(self.top, dim=-1)
         probabilities = (top - reduced.logsumexp(-1, keepdim=True)).exp()

@@ -76,7 +76,7 @@ def draw_batch(
     logits: Tensor, temperatures: Tensor, config: RegenerateConfig, generator: torch.Generator
 ) -> Tensor:
     """One token per row of ``logits [B, V]``; temperature 0 is the arg-max. Returns int64 [B]."""
-    tokens = logits.argmax(-1)
+    tokens = logits.max(-1).indices  # argmax, several times as fast on a CPU
     sampled = temperatures.nonzero().flatten()
     if sampled.numel() == 0:
         return tokens

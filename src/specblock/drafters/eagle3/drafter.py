@@ -22,6 +22,7 @@ from specblock.drafters.eagle3.model import Eagle3Model
 from specblock.drafters.layers import additive, attend_cached
 from specblock.drafters.levels import LevelTree
 from specblock.drafters.pairs import PairQueue
+from specblock.drafters.shortlist import best_logits
 from specblock.tree.draft_tree import DraftTree
 
 _PREFILL_CHUNK = 256
@@ -178,6 +179,6 @@ class Eagle3Drafter(PairQueue):
 
     def candidates(self, level: Level) -> tuple[Tensor, Tensor]:
         """The best continuations of each row: target ids int64 [n, W], log-probabilities [n, W]."""
-        logits = self.model.logits(level.hidden)[0].float()
-        top, ids = logits.topk(self._width, dim=-1)
-        return self.model.to_target_ids(ids), top - logits.logsumexp(-1, keepdim=True)
+        normed = self.model.norm(level.hidden)
+        top, ids, total = best_logits(self.model.lm_head, normed, self._width)
+        return self.model.to_target_ids(ids), top - total

@@ -17,6 +17,7 @@ from specblock.drafters.layers import additive, attend_cached
 from specblock.drafters.levels import LevelTree
 from specblock.drafters.pairs import PairQueue
 from specblock.drafters.parallel.model import ParallelModel
+from specblock.drafters.shortlist import best_logits
 from specblock.tree.draft_tree import DraftTree
 
 _PREFILL_CHUNK = 256
@@ -116,10 +117,8 @@ class ParallelDrafter(PairQueue):
     def _tree(
         self, hidden: Tensor, root_token: int, budget: Budget, copied: DraftTree | None = None
     ) -> DraftTree:
-        logits = self.model.logits(hidden)[0].float()
-        top, ids = logits.topk(self.width, dim=-1)
-        log_probs = top - logits.logsumexp(-1, keepdim=True)
-        tokens = self.model.to_target_ids(ids)
+        top, ids, total = best_logits(self.model.lm_head, self.model.norm(hidden), self.width)
+        log_probs, tokens = top - total, self.model.to_target_ids(ids)
         tree = LevelTree(tokens[:1], log_probs[:1], budget.model)
         for depth in range(1, len(tokens)):
             # a node outside a level's best `max_nodes` has as many better ones before it

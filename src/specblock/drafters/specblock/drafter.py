@@ -20,6 +20,7 @@ from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.choice import choose_tree
 from specblock.drafters.layers import additive, attend_cached
 from specblock.drafters.pairs import PairQueue
+from specblock.drafters.shortlist import best_logits
 from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
@@ -258,10 +259,9 @@ class SpecBlockDrafter(PairQueue):
 
     def _blocks(self, hidden: Tensor, visible: Tensor) -> DraftBlocks:
         """Candidates of the slots ``hidden [B, K, H]``."""
-        logits, normed = self.model.logits(hidden)
-        logits = logits.float()
-        top, ids = logits.topk(min(RANK_TOP, logits.shape[-1]), dim=-1)
-        log_probs = top[..., : self._width] - logits.logsumexp(-1, keepdim=True)
+        normed = self.model.norm(hidden)
+        top, ids, total = best_logits(self.model.lm_head, normed, RANK_TOP)
+        log_probs = top[..., : self._width] - total
         tokens = self.model.to_target_ids(ids[..., : self._width])
         rank = self.model.rank_logits_of_top(normed, top).argmax(-1)
         return DraftBlocks(hidden, BlockCandidates(tokens, log_probs, rank), visible)
