@@ -62,7 +62,8 @@ def test_the_8_bit_copy_finds_the_same_tokens(wanted, dtype):
     logits = x.float() @ head.weight.float().t()
     wanted = min(wanted, VOCABULARY)
     expected = logits.topk(wanted).values
-    assert ids.shape == (4, 2, wanted) and total.shape == (4, 2, 1)
+    assert ids.shape == (4, 2, wanted)
+    assert total.shape == (4, 2, 1)
     torch.testing.assert_close(best, logits.gather(-1, ids), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(best[..., :20], expected[..., :20], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(total, logits.logsumexp(-1, keepdim=True), atol=0.05, rtol=0.01)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from specblock.target.linear import RoutedLinear, Shape, has_int8
 
