@@ -15,7 +15,8 @@ from specblock.tree.cost import CostTable
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "docs/results/own-prompts-float32.json"
-DOCUMENTS = [ROOT / "docs/benchmarks.md", ROOT / "README.md"]
+DOCUMENTS = [ROOT / name for name in ("docs/benchmarks.md", "docs/adaptation.md", "README.md")]
+STREAM = ROOT / "docs/results/adaptation-poisoned-full-float32.json"
 MARK = "<!-- specblock report"
 
 
@@ -50,6 +51,19 @@ def test_the_tables_of_a_report(saved):
     assert "| a | 2.00 (2.00 – 2.00); 2.50 |" in text
     assert "4 for other reasons" in text
     assert "temperature 0, at most 20 new tokens" in text
+
+
+def test_the_tables_of_a_stream(tmp_path):
+    text = markdown(read_report(STREAM))
+    assert "| always-full | 28.3 | 2.44 | 5 | 0 | 0 | 25.8 | -26.6 |" in text
+    assert "| code_python | 38.6 | 31.7 (-18.0%) |" in text
+    assert "| always-full | 2.381 | 2.389 | 2.507 |" in text
+    assert "requests 8 to 25" in text
+    assert text.endswith("No answer differs from the first policy's.\n")
+    lacking = tmp_path / "lacking.json"
+    lacking.write_text(json.dumps({"policies": {}, "settings": {}}))
+    with pytest.raises(SpecBlockError, match="bench-adapt"):
+        read_report(lacking)
 
 
 def test_the_committed_figures_follow_from_their_rows():

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-COMMITTED = str(Path(__file__).parents[2] / "docs/results/own-prompts-float32.json")
+RESULTS = Path(__file__).parents[2] / "docs/results"
+COMMITTED = str(RESULTS / "own-prompts-float32.json")
+STREAM = str(RESULTS / "adaptation-float32.json")
 
 
 def test_report_prints_writes_and_updates(run, tmp_path):
@@ -32,10 +34,30 @@ def test_report_writes_a_page(run, tmp_path):
     assert out.read_text().startswith("<!doctype html>")
 
 
+def test_report_knows_streams(run, tmp_path):
+    result = run("report", STREAM)
+    assert result.exit_code == 0, result.output
+    assert "| always-heads |" in result.stdout
+    figures = json.loads(run("report", STREAM, COMMITTED, "--json").stdout)
+    assert figures["adaptation-float32"]["bandit"]["tokens_per_second"]
+    assert figures["own-prompts-float32"]["specblock"]
+
+
+def test_a_stream_is_drawn_and_the_same_each_time(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    pictures = [tmp_path / "a.svg", tmp_path / "b.svg"]
+    for picture in pictures:
+        assert run("report", STREAM, "--plot", str(picture)).stdout == ""
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert "<svg" in pictures[0].read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("report",), "Name a report"),
+        (("report", COMMITTED, "--plot", "x.svg"), "one report of `specblock bench-adapt"),
+        (("report", STREAM, "--html", "x.html"), "--plot"),
         (("report", "none.json"), "cannot be read"),
         (("report", COMMITTED, COMMITTED), "same file name"),
         (("bench-cost", "--shape", "llama-9b"), "did you mean"),

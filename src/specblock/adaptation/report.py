@@ -131,11 +131,14 @@ def _regret(by_policy: dict[str, list[Row]]) -> dict[str, Any]:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Accepted length and seconds won along the stream, updates marked, to an image file.
+    """Speed, accepted length and seconds won along the stream, updates marked, to an image file.
+
+    The format is the file's ending; the same report gives the same SVG.
 
     Raises :class:`ConfigError` without matplotlib.
     """
     try:
+        import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("Plots need matplotlib: pip install 'specblock[viz]'.") from error
@@ -161,7 +164,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     won.axhline(0.0, color="grey", lw=0.5)
     won.set_xlabel("request")
     speed.legend()
-    figure.savefig(path, dpi=120)
+    with mpl.rc_context({"svg.hashsalt": "specblock"}):
+        same = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
+        figure.savefig(path, dpi=120, **same)
 
 
 def _rolling(rows: list[dict[str, Any]], above: str, below: str) -> list[float]:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from specblock.bench.rows import Row
+from specblock.bench.streams import is_stream, read_stream, stream_markdown
 from specblock.bench.summary import RIVAL, Summary
+from specblock.bench.tables import Table, interval, number, percent, table
 from specblock.errors import SpecBlockError
 from specblock.storage import write_atomically
 from specblock.tree.cost import CostTable
@@ -35,11 +37,10 @@ __all__ = [
 _PART = re.compile(
     r"(<!-- specblock report (?P<path>\S+) -->\n).*?(<!-- end of specblock report -->)", re.DOTALL
 )
-Table = list[list[str]]  # the first row holds the titles
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A report of ``specblock bench``, its figures computed anew from its rows.
+    """A report of ``specblock bench`` or ``bench-adapt``, its figures computed anew from its rows.
 
     So reports of older versions get the figures that their rows allow.
 
@@ -49,13 +50,17 @@ def read_report(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        if is_stream(report):
+            return read_stream(report)
         rows = [Row.from_dict(row) for row in report["rows"]]
         costs = {name: CostTable.from_dict(t) for name, t in report.get("costs", {}).items()}
         names, seed = list(report["methods"]), report["settings"]["seed"]
     except OSError as error:
         raise SpecBlockError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, KeyError, TypeError):
-        raise SpecBlockError(f"{path} is no report of `specblock bench --json`.") from None
+        raise SpecBlockError(
+            f"{path} is no report of `specblock bench --json` or `bench-adapt --json`."
+        ) from None
     summary = Summary(rows, costs, seed)
     methods = summary.methods(names)
     if not all("draft_calls" in row for row in report["rows"]):  # not counted yet: not none
@@ -67,12 +72,14 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The tables of a report with what they were measured on."""
-    parts = [_measured_on(report), _table(methods_rows(report)), _table(rounds_rows(report))]
+    if is_stream(report):
+        return stream_markdown(report)
+    parts = [_measured_on(report), table(methods_rows(report)), table(rounds_rows(report))]
     pairs, tasks = pairs_rows(report), tasks_rows(report)
     if len(pairs) > 1:
-        parts.append(_table(pairs))
+        parts.append(table(pairs))
     if len(tasks) > 2:
-        parts += ["Speed-up of decoding by task, τ behind it:", _table(tasks)]
+        parts += ["Speed-up of decoding by task, τ behind it:", table(tasks)]
     return "\n\n".join([*parts, _divergences(report)]) + "\n"
 
 
@@ -113,23 +120,23 @@ def rounds_rows(report: Mapping[str, Any]) -> Table:
 
 def pairs_rows(report: Mapping[str, Any]) -> Table:
     """Methods against each other, one pair a row."""
-    table = [["method over method", "decoding", "end to end", "drafting time"]]
+    rows = [["method over method", "decoding", "end to end", "drafting time"]]
     for pair in report.get("pairs", ()):
         names = f"{pair['method']} over {pair['over']}"
         cells = (pair["speedup"], pair["end_to_end_speedup"], pair["draft_seconds"])
-        table.append([names, *map(interval, cells)])
-    return table
+        rows.append([names, *map(interval, cells)])
+    return rows
 
 
 def tasks_rows(report: Mapping[str, Any]) -> Table:
     """Speed-ups by task, one task a row."""
     methods = {n: m for n, m in report["methods"].items() if n != "plain"}
     tasks = sorted({task for method in methods.values() for task in method["tasks"]})
-    table = [["task", *methods]]
+    rows = [["task", *methods]]
     for task in tasks:
         found = [method["tasks"].get(task) for method in methods.values()]
-        table.append([task or "–", *(_task_cell(figures) for figures in found)])
-    return table
+        rows.append([task or "–", *(_task_cell(figures) for figures in found)])
+    return rows
 
 
 def _task_cell(figures: Mapping[str, Any] | None) -> str:
@@ -170,31 +177,6 @@ def _divergences(report: Mapping[str, Any]) -> str:
     largest = max((item["margin"] or 0.0 for item in ties), default=0.0)
     text = f"{len(ties)} outputs differ at near-ties (largest margin {largest:.2g})"
     return f"{text}, {len(found) - len(ties)} for other reasons."
-
-
-def number(value: float | None, digits: int) -> str:
-    """A figure, a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """A share, a dash where there is none."""
-    return "–" if value is None else f"{value:.0%}"
-
-
-def interval(value: Mapping[str, float | None] | None) -> str:
-    """A figure with its interval, as far as they are there."""
-    if value is None or value["median"] is None:
-        return "–"
-    if value["low"] is None:
-        return f"{value['median']:.2f}"
-    return f"{value['median']:.2f} ({value['low']:.2f} – {value['high']:.2f})"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    titles, *body = rows
-    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def regenerate(text: str, folder: Path) -> str:

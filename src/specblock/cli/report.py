@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,10 @@ from specblock.errors import ConfigError
 @verb
 def report(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Reports of `bench --json`.", show_default=False)
+        list[Path] | None,
+        typer.Argument(
+            help="Reports of `bench --json` or `bench-adapt --json`.", show_default=False
+        ),
     ] = None,
     markdown_out: Annotated[
         Path | None, typer.Option("--markdown", help="Write the tables to this file.")
@@ -23,16 +26,21 @@ def report(
     html_out: Annotated[
         Path | None, typer.Option("--html", help="Write a page with plots, in one file.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the one report of `bench-adapt` to this file.")
+    ] = None,
     documents: Annotated[
         list[Path] | None,
         typer.Option("--update", help="Make the generated tables of this document anew."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the methods' figures as one JSON object.")
+        bool,
+        typer.Option("--json", help="Print the figures as one JSON object."),
     ] = False,
 ) -> None:
     """Tables and plots of benchmark results; without options the tables are printed."""
     from specblock.bench.document import markdown, read_report, update
+    from specblock.bench.streams import is_stream
     from specblock.storage import write_atomically
 
     if not files and not documents:
@@ -44,16 +52,37 @@ def report(
         changed = update(path)
         typer.echo(f"{path}: {'updated' if changed else 'unchanged'}", err=True)
     if as_json:
-        typer.echo(json.dumps({title: found["methods"] for title, found in reports.items()}))
+        figures = {
+            title: found["policies" if is_stream(found) else "methods"]
+            for title, found in reports.items()
+        }
+        typer.echo(json.dumps(figures))
     many = len(reports) > 1
     text = "\n".join(
         (f"## {title}\n\n" if many else "") + markdown(found) for title, found in reports.items()
     )
     if markdown_out is not None:
         write_atomically(markdown_out, text)
+    _draw(reports, plot, html_out)
+    if reports and not (markdown_out or html_out or plot or as_json):
+        typer.echo(text, nl=False)
+
+
+def _draw(reports: dict[str, dict[str, Any]], plot: Path | None, html_out: Path | None) -> None:
+    """The curves of a replayed stream, and the page of all others."""
+    from specblock.bench.streams import is_stream
+
+    streams = [found for found in reports.values() if is_stream(found)]
+    if plot is not None:
+        from specblock.adaptation.report import draw
+
+        if len(streams) != 1:
+            raise ConfigError("--plot takes one report of `specblock bench-adapt --json`.")
+        draw(streams[0], plot)
     if html_out is not None:
         from specblock.bench.page import page
+        from specblock.storage import write_atomically
 
+        if streams:
+            raise ConfigError("Pages are of reports of `specblock bench`; see --plot for others.")
         write_atomically(html_out, page(reports))
-    if reports and not (markdown_out or html_out or as_json):
-        typer.echo(text, nl=False)
