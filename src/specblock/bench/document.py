@@ -24,6 +24,7 @@ from specblock.storage import write_atomically
 from specblock.tree.cost import CostTable
 
 __all__ = [
+    "figures_of",
     "markdown",
     "methods_rows",
     "pairs_rows",
@@ -68,6 +69,11 @@ def read_report(path: str | Path) -> dict[str, Any]:
         for figures in methods.values():
             figures.update({f"{name}_per_round": None for name in unknown})
     return {**report, "methods": methods, "pairs": summary.pairs(names)}
+
+
+def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report's figures by method, or by policy."""
+    return report["policies" if is_stream(report) else "methods"]
 
 
 def markdown(report: Mapping[str, Any]) -> str:

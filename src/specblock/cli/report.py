@@ -39,8 +39,7 @@ def report(
     ] = False,
 ) -> None:
     """Tables and plots of benchmark results; without options the tables are printed."""
-    from specblock.bench.document import markdown, read_report, update
-    from specblock.bench.streams import is_stream
+    from specblock.bench.document import figures_of, markdown, read_report, update
     from specblock.storage import write_atomically
 
     if not files and not documents:
@@ -52,11 +51,7 @@ def report(
         changed = update(path)
         typer.echo(f"{path}: {'updated' if changed else 'unchanged'}", err=True)
     if as_json:
-        figures = {
-            title: found["policies" if is_stream(found) else "methods"]
-            for title, found in reports.items()
-        }
-        typer.echo(json.dumps(figures))
+        typer.echo(json.dumps({title: figures_of(found) for title, found in reports.items()}))
     many = len(reports) > 1
     text = "\n".join(
         (f"## {title}\n\n" if many else "") + markdown(found) for title, found in reports.items()
