@@ -107,7 +107,7 @@ def test_a_swap_reaches_the_packed_copies_and_keeps_their_routes():
     route_linears(live)
     linear = live.layers[0].mlp.up_proj
     for route in available_routes(linear.weight):
-        linear.use(RouteTable({linear.shape: [route] * 7}))
+        linear.use(RouteTable({linear.shape: [route] * 8}))
         x = torch.randn(4, linear.in_features)
         with torch.no_grad():
             linear(x)  # makes the copy

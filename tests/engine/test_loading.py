@@ -97,7 +97,7 @@ def test_a_network_gets_the_text_along_with_a_measured_budget(folder, tmp_path):
 
 def test_a_calibration_survives_json():
     table = CostTable({1: 1.0, 4: 1.5}, {1: 0.1}, {1: 0.1, 4: 0.2}, 0.01)
-    calibration = Calibration(RouteTable({(4, 3): ["direct"] * 7}), table, exact=True)
+    calibration = Calibration(RouteTable({(4, 3): ["direct"] * 8}), table, exact=True)
     again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
     assert again.costs.to_dict() == table.to_dict()
     assert again.routes.routes == calibration.routes.routes

@@ -151,7 +151,7 @@ def test_routes_that_do_not_agree_are_not_mixed():
     names = ("direct", "transposed", "packed", "blocked")
     agreement = buckets(**{name: {name} for name in names})
     assert set(choose_routes(seconds, agreement)[4, 4]) == {"direct"}
-    agreement[3]["direct"] = set()  # direct products of 5 to 8 rows differ from single ones
+    agreement[4]["direct"] = set()  # direct products of 5 to 8 rows differ from single ones
     assert set(choose_routes(seconds, agreement)[4, 4]) == {"packed"}
     for bucket in agreement:
         bucket["transposed"] |= {"packed"}  # and so may serve beside it, but is slower

@@ -79,7 +79,8 @@ def test_the_table_is_looked_up_by_rows():
     routes = [f"r{rows}" for rows in ROW_BUCKETS]
     table = RouteTable({(4, 3): routes})
     assert table.route((4, 3), 1) == "r1"
-    assert table.route((4, 3), 3) == "r4"
+    assert table.route((4, 3), 3) == "r3"
+    assert table.route((4, 3), 5) == "r8"
     assert table.route((4, 3), 16) == "r16"
     assert table.route((4, 3), 100) == f"r{ROW_BUCKETS[-1]}"
     assert table.route((4, 3), 5000) == "direct"
@@ -153,6 +154,24 @@ def test_a_copy_that_wins_anywhere_is_used_wherever_it_does_not_lose():
     timed[1] = {"direct": 1.0, "transposed": 3.0, "packed": 1.2, "blocked": 1.0}
     routes = choose_routes({(4, 4): timed})[4, 4]
     assert routes == ["packed", "direct"] + ["packed"] * (len(ROW_BUCKETS) - 2)
+
+
+def test_a_large_matrix_decides_for_itself(monkeypatch):
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(8, 400))
+    route_linears(model)
+    asked = []
+
+    def chosen(seconds, agreement):
+        asked.append(set(seconds))
+        return {shape: ["direct"] * len(ROW_BUCKETS) for shape in seconds}
+
+    monkeypatch.setattr("specblock.target.routes.choose_routes", chosen)
+    table = measure_routes(routed(model), repetitions=1)
+    assert asked == [{(400, 8)}, {(16, 16), (8, 16)}]
+    assert set(table.routes) == {(400, 8), (16, 16), (8, 16)}
+    asked.clear()
+    measure_routes([*routed(model)] * 20, repetitions=1)  # now it is a twentieth of them
+    assert asked == [{(400, 8), (16, 16), (8, 16)}]
 
 
 def test_noise_copies_nothing():

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+ROW_BUCKETS = (1, 2, 3, 4, 8, 16, 32, 64)  # up to three rows MKL has products of their own
 COPYING = ("packed", "blocked")
 _INT8, _INT8_SCALES = "int8", "int8 scales"
 _LEAST_SCALE = 1e-8  # a row of zeros keeps a scale to divide by

@@ -23,8 +23,18 @@ from specblock.target.linear import (
 )
 
 _TIE = 0.05  # what less than this decides is noise
+_OWN_SHARE = 0.1  # of all weights: a matrix as large as this decides for itself
 # by bucket, the row counts whose results are compared
-_COMPARED = ((1,), (2,), (3, 4), (5, 7, 8), (9, 15, 16), (17, 24, 31, 32), (33, 48, 64, 96, 128))
+_COMPARED = (
+    (1,),
+    (2,),
+    (3,),
+    (4,),
+    (5, 7, 8),
+    (9, 15, 16),
+    (17, 24, 31, 32),
+    (33, 48, 64, 96, 128),
+)
 _REFERENCE_ROWS = 16
 
 # seconds[shape][bucket][route]
@@ -61,8 +71,23 @@ def measure_routes(
                 seconds[shape][index][route] = taken
         for linear in linears:
             linear.refresh()  # two copies at once would crowd each other out of the cache
-    agreement = agreeing_routes(exact, may_copy) if exact else None
-    return RouteTable(choose_routes(seconds, agreement))
+    chosen: dict[Shape, list[str]] = {}
+    for group in _groups(linears):
+        alike = [linear for linear in exact if linear.shape in group]
+        agreement = agreeing_routes(alike, may_copy) if alike else None
+        chosen |= choose_routes({shape: seconds[shape] for shape in group}, agreement)
+    return RouteTable(chosen)
+
+
+def _groups(linears: list[RoutedLinear]) -> list[set[Shape]]:
+    """The shapes that take one decision together: the largest matrix, mostly the output head, where
+    it is a good part of all weights, and the others."""
+    shapes = {linear.shape for linear in linears}
+    largest = max(shapes, key=lambda shape: shape[0] * shape[1])
+    total = sum(linear.weight.numel() for linear in linears)
+    if len(shapes) == 1 or largest[0] * largest[1] < _OWN_SHARE * total:
+        return [shapes]
+    return [{largest}, shapes - {largest}]
 
 
 def _copied_shapes(linears: list[RoutedLinear], max_extra_bytes: int | None) -> set[Shape]:
@@ -80,7 +105,7 @@ def _copied_shapes(linears: list[RoutedLinear], max_extra_bytes: int | None) -> 
 
 
 def choose_routes(seconds: Seconds, agreement: Agreement | None = None) -> dict[Shape, list[str]]:
-    """The route of every shape and bucket, given the seconds of one pass.
+    """The route of every shape and bucket of a group, given the seconds of one pass.
 
     One route per bucket serves all shapes that have it, the others run ``direct``: the sum over
     all layers is far less noisy than any shape's own figure. At most one kind of copy is kept, and
