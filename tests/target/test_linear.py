@@ -88,6 +88,8 @@ def test_the_table_is_looked_up_by_rows():
     assert RouteTable.from_dict(table.to_dict()) == table
     screened = RouteTable(table.routes, frozenset({(4, 3)}))
     assert RouteTable.from_dict(screened.to_dict()) == screened != table
+    with pytest.raises(ValueError, match="row counts"):  # of another version
+        RouteTable.from_dict({"4x3": routes[1:], "screened": []})
 
 
 @needs_int8

@@ -63,8 +63,11 @@ class RouteTable:
 
     @classmethod
     def from_dict(cls, data: dict[str, list[str]]) -> RouteTable:
+        """Raises KeyError or ValueError for a table of another version."""
         named = dict(data)
         screened = frozenset(map(_shape, named.pop("screened")))
+        if any(len(routes) != len(ROW_BUCKETS) for routes in named.values()):
+            raise ValueError(f"routes are wanted for {len(ROW_BUCKETS)} row counts")
         return cls({_shape(name): list(routes) for name, routes in named.items()}, screened)
 
 
