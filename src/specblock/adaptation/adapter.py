@@ -11,11 +11,11 @@ import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from specblock.adaptation.arms import ARMS, COST_SHARES, ordinary_config, swap
 from specblock.adaptation.bandit import SKIP, GainBandit, Prior
+from specblock.adaptation.calibrations import Calibrations
 from specblock.adaptation.config import MEMORY, AdaptationConfig
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.feedback import FeedbackBuffer, stratum_of
@@ -33,7 +33,6 @@ from specblock.errors import ConfigError
 from specblock.training.noise import mixed_seed
 
 _log = logging.getLogger("specblock")
-_CALIBRATION_KEPT = 0.25  # of the survival model's experience, once the drafter is another
 _LEAST_HELD_OUT = 2  # records; fewer give no spread to judge by
 
 
@@ -57,6 +56,7 @@ class Adaptation:
             )
         self.drafter, self.config = drafter, config
         self.budgets = list({id(b): b for b in budgets if b is not None}.values())
+        self.calibrations = Calibrations(self.budgets)
         self.learner = Learner(model, config)
         self.buffer = FeedbackBuffer(
             int(config.buffer_mib * 2**20),
@@ -232,6 +232,7 @@ class Adaptation:
         if attempt.weights is not None:
             self.learner.adopt(attempt.weights)
             if self._put_to_use():
+                self.calibrations.changed()
                 self.last_swap = None if attempt.outcome == REVERTED else (arm, context)
                 self.watch.begin()
 
@@ -244,8 +245,6 @@ class Adaptation:
             self.total_gain = self.former_gain
             self.journal.failures += 1
             return False
-        for budget in self.budgets:
-            budget.model = replace(budget.model, counts=budget.model.counts * _CALIBRATION_KEPT)
         return True
 
     def _roll_back(self) -> None:
@@ -254,6 +253,7 @@ class Adaptation:
         self.watch.rolled_back()
         self.learner.go_back()
         self._put_to_use()
+        self.calibrations.go_back()
         self.total_gain = self.former_gain
         self.buffer.clear()  # the feedback that taught this may be no feedback at all
         if self.last_swap is not None:
