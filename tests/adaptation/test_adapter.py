@@ -183,7 +183,16 @@ def test_poisoned_feedback_is_rolled_back_and_charged():
     assert tau > 1.3
     live = {n: p.clone() for n, p in speculator.drafter.model.named_parameters()}
     adaptation.buffer._records = [poisoned(r, n) for n, r in enumerate(records)]
+    believed = [budget.model for budget in adaptation.budgets]
     adaptation._decide()
+    assert all(b.model is not m for b, m in zip(adaptation.budgets, believed, strict=True))
+    go_back, restored = adaptation.calibrations.go_back, []
+
+    def recorded():
+        go_back()
+        restored.extend(budget.model for budget in adaptation.budgets)
+
+    adaptation.calibrations.go_back = recorded
     (row,) = [row for row in adaptation.journal.log if row["event"] == "attempt"]
     assert row["outcome"] == BETTER, "poisoned held-out feedback cannot tell"
     assert adaptation.watch.watching
@@ -192,6 +201,8 @@ def test_poisoned_feedback_is_rolled_back_and_charged():
         serve(speculator, 8, 24)
         served += 1
     assert adaptation.journal.rollbacks == 1
+    assert restored
+    assert all(now is then for now, then in zip(restored, believed, strict=True))
     assert adaptation.journal.arms["full"]["rollbacks"] == 1
     assert adaptation.journal.log[-1]["lost"] > 0.1
     assert adaptation.journal.log[-2]["gain"] < -0.1
