@@ -252,8 +252,8 @@ class Adaptation:
         lost = self.watch.relative_drop()
         self.watch.rolled_back()
         self.learner.go_back()
-        self._put_to_use()
-        self.calibrations.go_back()
+        if self._put_to_use():
+            self.calibrations.go_back()
         self.total_gain = self.former_gain
         self.buffer.clear()  # the feedback that taught this may be no feedback at all
         if self.last_swap is not None:

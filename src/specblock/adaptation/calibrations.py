@@ -28,6 +28,10 @@ class Calibrations:
             budget.model = replace(budget.model, counts=budget.model.counts * _KEPT)
 
     def go_back(self) -> None:
-        """The weights before the last change draft again; without one nothing happens."""
-        for budget, model in zip(self._budgets, self._former, strict=False):
+        """The weights before the last change draft again; where that change was made before a
+        resume, what was known of them is gone, and they are a change like any other."""
+        if not self._former:
+            self.changed()
+            return
+        for budget, model in zip(self._budgets, self._former, strict=True):
             budget.model = model

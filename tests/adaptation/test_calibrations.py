@@ -1,0 +1,35 @@
+"""What budgets believe follows the weights, there and back."""
+
+from dataclasses import replace
+
+import torch
+
+from specblock.adaptation.calibrations import Calibrations
+from specblock.tree.budget import BudgetController
+from specblock.tree.cost import CostTable
+
+
+def make_budgets():
+    budgets = [BudgetController(CostTable({1: 1.0, 8: 1.5})) for _ in range(2)]
+    for budget in budgets:  # which have seen something
+        budget.model = replace(budget.model, counts=torch.ones_like(budget.model.counts))
+    return budgets
+
+
+def test_a_change_ages_the_evidence_and_going_back_restores_it():
+    budgets = make_budgets()
+    before = [budget.model for budget in budgets]
+    calibrations = Calibrations(budgets)
+    calibrations.changed()
+    for budget, model in zip(budgets, before, strict=True):
+        assert 0 < budget.model.counts.sum() < model.counts.sum()
+    calibrations.go_back()
+    assert all(budget.model is model for budget, model in zip(budgets, before, strict=True))
+
+
+def test_after_a_resume_going_back_is_a_change():
+    budgets = make_budgets()
+    before = [budget.model.counts.sum() for budget in budgets]
+    Calibrations(budgets).go_back()
+    for budget, total in zip(budgets, before, strict=True):
+        assert 0 < budget.model.counts.sum() < total
