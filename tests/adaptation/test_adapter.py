@@ -67,11 +67,11 @@ def test_output_is_the_targets_while_weights_are_swapped_every_round(name, param
     assert_same(target, ours, plain, tokens, params)
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_output_is_the_same_with_adaptation(background):
+@pytest.mark.parametrize("where", ["between-requests", "thread", "process"])
+def test_output_is_the_same_with_adaptation(where):
     plain = serve(make_speculator(), 7)
     # duty 1: the thread never rests
-    speculator = make_speculator(config(**EAGER, background=background))
+    speculator = make_speculator(config(**EAGER, where=where))
     found = serve(speculator, 7)
     speculator.close()
     assert found == plain
@@ -85,7 +85,7 @@ def test_output_is_the_same_with_adaptation(background):
 
 
 def test_a_background_update_changes_the_weights_between_rounds(monkeypatch):
-    speculator = make_speculator(config(**EAGER, background=True))
+    speculator = make_speculator(config(**EAGER, where="thread"))
     adaptation, decoding = speculator.adaptation, threading.get_ident()
     trained_in, swapped_in = [], []
     attempt, put = adaptation.learner.attempt, adaptation._put_to_use

@@ -1,5 +1,8 @@
 """Every route of a linear layer is the same product."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +14,7 @@ from specblock.target.linear import (
     RouteTable,
     available_routes,
     has_int8,
+    has_light,
     route_linears,
     routed,
 )
@@ -19,6 +23,9 @@ from specblock.target.routes import choose_routes, measure_routes
 ROUTES = ("direct", "transposed", "packed", "blocked")
 
 
+needs_light = pytest.mark.skipif(
+    not has_light(nn.Linear(32, 32)), reason="no product with 8-bit weights in this build"
+)
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="no 8-bit product on this processor")
 
 
@@ -86,10 +93,10 @@ def test_the_table_is_looked_up_by_rows():
     assert table.route((4, 3), 5000) == "direct"
     assert table.route((9, 9), 1) == "direct"
     assert RouteTable.from_dict(table.to_dict()) == table
-    screened = RouteTable(table.routes, frozenset({(4, 3)}))
+    screened = RouteTable(table.routes, frozenset({(4, 3)}), 8)
     assert RouteTable.from_dict(screened.to_dict()) == screened != table
     with pytest.raises(ValueError, match="row counts"):  # of another version
-        RouteTable.from_dict({"4x3": routes[1:], "screened": []})
+        RouteTable.from_dict({"4x3": routes[1:], "screened": [], "light_rows": 0})
 
 
 @needs_int8
@@ -194,3 +201,68 @@ def test_the_sum_over_all_shapes_decides_and_shapes_without_the_copy_run_direct(
 def test_a_better_route_without_a_copy_is_taken():
     timed = seconds_of(direct=1.0, transposed=0.5, packed=0.49, blocked=0.9)
     assert set(choose_routes({(4, 4): timed})[4, 4]) == {"transposed"}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@torch.inference_mode()
+def test_a_copy_computes_with_its_own_weight(route):
+    linear, x = make_linear(), torch.randn(4, 48)
+    if route not in available_routes(linear.weight):
+        pytest.skip(f"this build of PyTorch has no {route} route")
+    linear.use(RouteTable({linear.shape: [route] * len(ROW_BUCKETS)}))
+    expected = linear(x)
+    copied = copy.deepcopy(linear)
+    copied.weight.mul_(2)
+    torch.testing.assert_close(copied(x), 2 * expected)
+    torch.testing.assert_close(linear(x), expected)
+    assert pickle.loads(pickle.dumps(linear))(x).equal(linear(x))
+
+
+def light_linear(bias=False, dtype=torch.float32):
+    linear = RoutedLinear(nn.Linear(96, 64, bias=bias, dtype=dtype), light=True)
+    linear.use(RouteTable(light_rows=4))
+    return linear
+
+
+@needs_light
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_8_bit_weights_are_near_for_few_rows_and_follow_the_weight(bias, dtype):
+    linear, x = light_linear(bias, dtype), torch.randn(2, 2, 96).to(dtype)
+    x[0, 0, 3] *= 1000  # an outlier costs the other inputs nothing
+    for _ in range(2):
+        exact = x.float() @ linear.weight.float().t() + (linear.bias.float() if bias else 0)
+        found = linear(x)
+        assert found.dtype == dtype
+        error = (found.float() - exact).norm(dim=-1)
+        assert (error <= 0.015 * exact.norm(dim=-1)).all()
+        assert error.sum() > 0
+        linear.weight.mul_(-2)
+        linear.refresh()
+    assert linear(x).shape == (2, 2, 64)
+    many = torch.randn(5, 96).to(dtype)
+    torch.testing.assert_close(linear(many), nn.functional.linear(many, linear.weight, linear.bias))
+
+
+@needs_light
+def test_8_bit_weights_are_for_layers_that_allow_them_alone():
+    table = RouteTable(light_rows=4)
+    assert table.route((64, 96), 4, light=True) == "light"
+    assert table.route((64, 96), 5, light=True) == "direct"
+    assert table.route((64, 96), 1) == "direct"
+    assert not RoutedLinear(nn.Linear(96, 64)).light
+    assert not RoutedLinear(nn.Linear(95, 64), light=True).light  # no kernel for its shape
+    linear = light_linear()
+    with torch.inference_mode():
+        linear(torch.randn(1, 96))
+    assert linear._packs
+    linear.use(RouteTable())
+    assert not linear._packs
+
+
+@needs_light
+def test_gradients_pass_by_8_bit_weights():
+    linear = light_linear()
+    linear(torch.randn(1, 96)).sum().backward()
+    assert linear.weight.grad is not None

@@ -1,8 +1,7 @@
 """A drafter that learns while it serves: collects feedback, decides, updates, watches, goes back.
 
-Everything here runs in the thread that decodes, but for the attempts themselves where they are
-sent to the background: an attempt is given all it needs and touches nothing that decoding uses, and
-weights change hands between two rounds.
+Everything here runs in the thread that decodes, but for the attempts themselves where they are sent
+elsewhere (:mod:`specblock.adaptation.runners`); weights change hands between two rounds.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from specblock.adaptation.arms import ARMS, COST_SHARES, ordinary_config, swap
@@ -20,9 +18,10 @@ from specblock.adaptation.config import MEMORY, AdaptationConfig
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.feedback import FeedbackBuffer, stratum_of
 from specblock.adaptation.journal import Journal
-from specblock.adaptation.learner import FAILED, REVERTED, Attempt, Job, Learner
+from specblock.adaptation.learner import REVERTED, Attempt, Job, Learner
 from specblock.adaptation.ledger import Ledger, UpdateCosts
 from specblock.adaptation.observer import FeedbackObserver, TargetReducer
+from specblock.adaptation.runners import make_runner
 from specblock.adaptation.signals import CONTEXT, Signals
 from specblock.adaptation.watch import TauWatch
 from specblock.drafters.base import Budget, Drafter
@@ -79,8 +78,8 @@ class Adaptation:
         self.total_gain = self.former_gain = 0.0
         self.last_swap: tuple[str, tuple[float, ...]] | None = None  # its arm and context
         self.reducer = TargetReducer(model.t2d, config.target_top)
-        self._pool = ThreadPoolExecutor(1, "specblock-adapt") if config.background else None
-        self._running: tuple[Future, str, tuple[float, ...]] | None = None
+        self._runner = make_runner(self.learner, config)
+        self._asked: tuple[str, tuple[float, ...]] | None = None  # the running one's
         self._saved = time.monotonic()
         if config.folder is not None:
             from specblock.adaptation.state import resume  # it knows this class
@@ -113,17 +112,16 @@ class Adaptation:
                 self.step()
 
     def step(self) -> None:
-        """Between requests: take in what the background finished, decide, update, save."""
+        """Between requests: take in what has finished elsewhere, decide, update, save."""
         self._collect()
-        if self._running is None and self._ready():
+        if self._asked is None and self._ready():
             self._decide()
         self._save_sometimes()
 
     def close(self) -> None:
         """Wait for a running update, and save."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
-            self._collect()
+        self._runner.close()
+        self._collect()
         self.save()
 
     # -- rounds and requests --------------------------------------------------------------------
@@ -133,8 +131,7 @@ class Adaptation:
         verdict = self.watch.add(tokens)
         if verdict == "dropped":
             self._roll_back()
-        if self._running is not None and self._running[0].done():
-            self._collect()
+        self._collect()
 
     def _collects(self) -> bool:
         """Whether feedback is worth its collection: the bandit may soon spend it on an update."""
@@ -171,11 +168,9 @@ class Adaptation:
         if arm == SKIP:
             self.signals.fresh_requests = 0  # ask again when as many more have come
             return
-        job = self._job(arm)
-        if self._pool is None:
-            self._integrate(self._attempt(job), arm, context)
-        else:
-            self._running = self._pool.submit(self._attempt_at_leisure, job), arm, context
+        self._asked = arm, context
+        self._runner.start(self._job(arm))
+        self._collect()
 
     def _choose(self, context: tuple[float, ...]) -> str:
         if self.config.policy != "bandit":
@@ -195,27 +190,14 @@ class Adaptation:
         ]
         return Job(arm, batches, self.buffer.held_out(config.judge_records), seed)
 
-    def _attempt(self, job: Job) -> Attempt:
-        began = time.perf_counter()
-        with Contained(f"the {job.arm} update") as contained:
-            return self.learner.attempt(job)
-        details = {"error": f"{type(contained.error).__name__}: {contained.error}"}
-        seconds = time.perf_counter() - began
-        return Attempt(job.arm, FAILED, 0.0, None, seconds, None, details)
-
-    def _attempt_at_leisure(self, job: Job) -> Attempt:
-        """In the background; then rest until the thread's duty is within its limit."""
-        attempt = self._attempt(job)
-        time.sleep(min(attempt.seconds * (1 / self.config.duty - 1), 60.0))
-        return attempt
-
     def _collect(self) -> None:
-        """Take in a background attempt that is done."""
-        if self._running is None or not self._running[0].done():
+        """Take in an attempt that is over."""
+        if self._asked is None:
             return
-        future, arm, context = self._running
-        self._running = None
-        self._integrate(future.result(), arm, context)
+        attempt = self._runner.take()
+        if attempt is not None:
+            (arm, context), self._asked = self._asked, None
+            self._integrate(attempt, arm, context)
 
     def _integrate(self, attempt: Attempt, arm: str, context: tuple[float, ...]) -> None:
         """Account for an attempt and, if it says so, change the weights."""
@@ -268,7 +250,7 @@ class Adaptation:
 
     def _save_sometimes(self) -> None:
         waited = time.monotonic() - self._saved
-        if self._running is None and waited >= self.config.save_every_seconds:
+        if self._asked is None and waited >= self.config.save_every_seconds:
             self.save()
 
     def save(self) -> None:

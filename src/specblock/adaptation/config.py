@@ -14,6 +14,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 MEMORY = "memory"  # the policy that updates no weights
+THREAD, PROCESS = "thread", "process"  # where updates run if not between requests
 
 
 class AdaptationConfig(StrictConfig):
@@ -21,7 +22,8 @@ class AdaptationConfig(StrictConfig):
 
     ``folder`` keeps the state and is resumed from; without one nothing outlasts the process.
     ``policy``: the bandit, or for comparison always the same arm, or the memory of answers alone.
-    ``background`` trains in a thread instead of between requests. Times are wall-clock seconds.
+    ``where`` updates run: between requests, in a thread, or in a process of ``process_threads``
+    threads, for machines with cores to spare. Times are wall-clock seconds.
     """
 
     folder: Path | None = None
@@ -29,7 +31,8 @@ class AdaptationConfig(StrictConfig):
         "bandit"
     )
     seed: Annotated[int, Field(ge=0)] = 0
-    background: bool = False
+    where: Literal["between-requests", "thread", "process"] = "between-requests"
+    process_threads: Count = 1
     duty: Share = 0.5  # most seconds of updates for a second of decoding
     save_every_seconds: Annotated[float, Field(ge=0)] = 60.0
     memory_mib: Annotated[float, Field(ge=0)] = 1.0  # of answers to copy from, 4 bytes a token

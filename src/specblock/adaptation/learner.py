@@ -20,6 +20,7 @@ from specblock.adaptation.arms import (
     weights_of,
 )
 from specblock.adaptation.config import AdaptationConfig
+from specblock.adaptation.containment import Contained
 from specblock.adaptation.feedback import Record
 from specblock.adaptation.judge import accepted_lengths, compare
 from specblock.drafters.specblock.model import SpecBlockModel
@@ -30,7 +31,7 @@ from specblock.training.objective import ObjectiveConfig, SpecBlockObjective
 Weights = dict[str, Tensor]
 
 BETTER, NOT_BETTER, NOT_FINITE, REVERTED = "better", "not better", "not finite", "reverted"
-FAILED = "failed"  # an exception, caught by who runs the attempt
+FAILED = "failed"  # an exception, or a process that died
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,20 @@ class Attempt:
     seconds: float
     weights: Weights | None = None
     details: dict[str, Any] | None = None
+
+
+def failed(job: Job, error: BaseException, seconds: float) -> Attempt:
+    """The attempt at ``job`` that ended in ``error``."""
+    details = {"error": f"{type(error).__name__}: {error}"}
+    return Attempt(job.arm, FAILED, 0.0, None, seconds, None, details)
+
+
+def contained_attempt(learner: Learner, job: Job) -> Attempt:
+    """:meth:`Learner.attempt`, or a failed one for whatever it raises."""
+    began = time.perf_counter()
+    with Contained(f"the {job.arm} update") as contained:
+        return learner.attempt(job)
+    return failed(job, contained.error, time.perf_counter() - began)
 
 
 class Learner:

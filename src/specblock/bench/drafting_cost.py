@@ -21,10 +21,11 @@ from specblock.bench.environment import describe_environment
 from specblock.bench.meter import MeteredDrafter
 from specblock.bench.shapes import DRAFTERS, Shape, drafter_network, own_parameters
 from specblock.drafters.base import FixedBudget
+from specblock.drafters.light import route_drafter
 from specblock.drafters.registry import make_drafter
 from specblock.engine.calibrate import measure_costs, measured_routes
 from specblock.errors import ConfigError
-from specblock.target.linear import route_linears, routed
+from specblock.target.linear import routed
 from specblock.target.model import Target
 from specblock.target.routes import measure_routes
 from specblock.tree.growth import GrowthPolicy
@@ -121,7 +122,7 @@ def _build(
         with device:
             network = drafter_network(shape, name).to(dtype)
         if device.type == "cpu":
-            route_linears(network)
+            route_drafter(network)
         settings: dict[str, Any] = {"max_nodes": max_nodes}
         if kind == "specblock":
             settings["policy"] = GrowthPolicy(rank_branching=False)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from specblock.drafters.base import Drafter
+from specblock.drafters.light import light_rows
 from specblock.drafters.shortlist import screening_pays
 from specblock.engine.exactness import give_up_unless_exact
 from specblock.engine.round_costs import fitted_to_rounds, typical
@@ -152,7 +153,8 @@ def measured_routes(
         linear.use(table)
     heads = [network.lm_head for network in networks]
     others = [linear for linear in linears if linear not in heads]
-    return RouteTable(table.routes, screening_pays(heads, others))
+    rows = light_rows(others, [linear for linear in linears if not linear.light])
+    return RouteTable(table.routes, screening_pays(heads, others), rows)
 
 
 def use(calibration: Calibration, target: Target, drafter: Drafter | None) -> None:

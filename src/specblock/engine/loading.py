@@ -12,6 +12,7 @@ import torch
 
 from specblock.drafters.base import BudgetController, CopiesController, Drafter, FixedBudget
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
+from specblock.drafters.light import route_drafter
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter, read_config
@@ -22,7 +23,6 @@ from specblock.engine.calibrate import use as use_calibration
 from specblock.engine.speculator import Speculator
 from specblock.engine.trust import load_survival
 from specblock.errors import ConfigError
-from specblock.target.linear import route_linears
 from specblock.target.model import Target, text_config
 from specblock.target.zoo import load_model
 
@@ -183,7 +183,7 @@ def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2, **setting
         device=network.device,
     )
     if network.device.type == "cpu":
-        route_linears(model)
+        route_drafter(model)
     if "blocks" in KINDS[config.drafter_type].settings:
         settings["blocks"] = blocks
     return make_drafter(model, **settings)
