@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ DRAFT_PAIRS = (1, 2, 4, 8)
 DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
 _CONTEXT = 256  # positions in the caches while measuring
 _TURNS = 12
+_CHANGES = 0.5  # of the trees follow a plain step, the others a tree
 
 
 @dataclass(frozen=True)
@@ -194,15 +195,18 @@ def measure_costs(
     features = target.prefill(prompt).features
     on_step("the target over 1 to 96 nodes")
     trees = {rows: _chain(rows, target) for rows in TARGET_ROWS}
-    verify = _seconds({rows: _call(target.verify, tree) for rows, tree in trees.items()}, target)
-    if drafter is None:
-        return CostTable(verify)
-    on_step("the drafter's blocks")
-    first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
-    draft_first, draft_next = _seconds(first, target), _seconds(later, target)
-    on_step("whole rounds")
-    table = CostTable(verify, draft_first, draft_next)
-    return fitted_to_rounds(table, target, drafter, prompt.tolist())
+    calls = {rows: _call(target.verify, tree) for rows, tree in trees.items()}
+    changed, verify = _seconds(calls, target, before=calls[1])
+    table = CostTable(verify)
+    if drafter is not None:
+        on_step("the drafter's blocks")
+        first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
+        draft_first, draft_next = _seconds(first, target)[1], _seconds(later, target)[1]
+        on_step("whole rounds")
+        table = CostTable(verify, draft_first, draft_next)
+        table = fitted_to_rounds(table, target, drafter, prompt.tolist())
+    more = {rows: _CHANGES * max(0.0, changed[rows] - verify[rows]) for rows in verify if rows > 1}
+    return replace(table, target={rows: verify[rows] + more.get(rows, 0.0) for rows in verify})
 
 
 def _call(function: Callable, *arguments) -> Callable[[], None]:
@@ -216,23 +220,29 @@ def _chain(rows: int, target: Target) -> DraftTree:
     return DraftTree(index, index - 1, index, zero, zero, torch.zeros_like(index))
 
 
-def _seconds(calls: dict[int, Callable[[], None]], target: Target) -> dict[int, float]:
-    """Typical seconds per call.
+def _seconds(
+    calls: dict[int, Callable[[], None]],
+    target: Target,
+    before: Callable[[], None] = lambda: None,
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Typical seconds of a call that follows ``before``, and of one that follows its like.
 
     The sizes take turns, so that a machine whose speed drifts slows them all alike: only ratios
-    matter. A turn is two calls, the first not counted: sizes may take different copies of the
-    weights, and while decoding the copy in use stays in the processor's cache.
+    matter. Sizes may take different copies of the weights, and the copy in use stays in the
+    processor's cache as far as there is room: the first call of a turn pays for the change.
     """
-    seconds: dict[int, list[float]] = {size: [] for size in calls}
+    seconds: list[dict[int, list[float]]] = [{size: [] for size in calls} for _ in range(2)]
     for _ in range(_TURNS):
         for size, call in calls.items():
-            call()
-            _synchronise(target)
-            started = time.perf_counter()
-            call()
-            _synchronise(target)
-            seconds[size].append(time.perf_counter() - started)
-    return {size: typical(times) for size, times in seconds.items()}
+            before()
+            for times in seconds:
+                _synchronise(target)
+                started = time.perf_counter()
+                call()
+                _synchronise(target)
+                times[size].append(time.perf_counter() - started)
+    changed, settled = ({size: typical(t) for size, t in times.items()} for times in seconds)
+    return changed, settled
 
 
 def _synchronise(target: Target) -> None:
