@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import torch
-from tests.tiny import make_target
 
 from specblock.engine import calibrate
 from specblock.target.model import Target
+from tests.tiny import make_target
 
 
 def test_the_first_call_of_a_size_pays_for_the_change(monkeypatch):
