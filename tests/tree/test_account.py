@@ -162,3 +162,26 @@ def test_pairs_of_rounds_without_the_network_are_charged_when_it_reads_them():
     extra = CPU.draft_first_seconds(31) - CPU.draft_first_seconds(1)
     assert extra > 0
     assert lost(30) - lost(0) == pytest.approx(extra * CPU.plain_rate)
+
+
+def test_some_texts_without_luck_do_not_end_drafting():
+    """A drafter that wins on every third text goes on after six that lost all they could."""
+    control, asked = BudgetController(CPU), []
+    for number in range(36):
+        control.begin()
+        if number < 6 or number % 3:
+            asked.append(sum(lose_everything(control, 48)))
+            continue
+        count = 0
+        for _ in range(20):
+            if control.speculate():
+                count += 1
+                nodes = control.nodes(torch.full((8,), 0.9).cumprod(0))
+                fields = torch.zeros(nodes + 1), torch.zeros(nodes + 1).long()
+                control.update(*fields, [[]] * 3)
+            else:
+                control.update_without()
+        asked.append(count)
+    assert min(asked) >= 1
+    assert asked[-1] >= 2
+    assert sum(asked[33:]) >= 15

@@ -9,8 +9,8 @@ class Account:
     """The plain steps that a text may still lose.
 
     A text starts with `CREDIT`; every token adds `ALLOWANCE`, and every round what it won or lost
-    against plain decoding; won steps are kept up to `CEILING`. Where fewer and fewer texts end
-    ahead of plain decoding, later ones get less.
+    against plain decoding; won steps are kept up to `CEILING`. Where texts on balance lose most of
+    what they are granted, later ones are granted less.
 
     Attributes:
         left: the plain steps, at least 0 if rounds cost no more than it when they fail.
@@ -18,11 +18,13 @@ class Account:
     """
 
     CREDIT, ALLOWANCE, CEILING = 0.7, 0.02, 6.0
-    # Shares of all that is granted: the whole while so many texts end ahead, never less than.
-    ENOUGH_WON, LEAST_TRUST = 2 / 3, 0.05
+    # Recent texts together win or lose so many times what they were granted: from ENOUGH on the
+    # next is granted the whole, down to a share of LEAST_TRUST at TOO_LITTLE. By what was granted,
+    # not by the texts that won: a share once small would leave none enough to win anything.
+    ENOUGH, TOO_LITTLE, LEAST_TRUST = -0.2, -0.6, 0.05
 
     def __init__(self) -> None:
-        self._won, self._tried = Recent(0.9, 5.0, 5.0), False
+        self._won, self._tried = Recent(0.95, 0.0, 8.0), False
         self.left, self.tokens, self.steps = 0.0, 0, 0.0
         self.begin()
 
@@ -39,9 +41,11 @@ class Account:
         """
         unused = 0.0 if self._tried else self.left
         if self._tried:
-            self._won.add(float(self.tokens >= self.steps), 1.0)
-        self._trust = min(1.0, max(self.LEAST_TRUST, self._won.ratio / self.ENOUGH_WON))
-        self.left = min(self.CREDIT, unused + self._trust * self.CREDIT)
+            granted = self._credit + self._trust * self.ALLOWANCE * self.tokens
+            self._won.add(self.tokens - self.steps, granted)
+        trust = (self._won.ratio - self.TOO_LITTLE) / (self.ENOUGH - self.TOO_LITTLE)
+        self._trust = min(1.0, max(self.LEAST_TRUST, trust))
+        self._credit = self.left = min(self.CREDIT, unused + self._trust * self.CREDIT)
         self.tokens, self.steps, self._tried = 0, 0.0, False
 
     def book(self, tokens: int, steps: float, *, tried: bool) -> None:
