@@ -114,6 +114,12 @@ def test_a_process_that_is_killed_fails_its_attempt_and_is_started_again(start):
     runner.config = learner.config.model_copy(update={"duty": 1.0})
     runner.start(learnable_job(FULL, steps=12))
     assert finish(runner).outcome != FAILED
+    for child in list(runner._pool._processes):  # now while it has nothing to do
+        os.kill(child, signal.SIGKILL)
+    while not runner._pool._broken:
+        time.sleep(0.01)
+    runner.start(learnable_job(FULL, steps=12))
+    assert finish(runner).outcome != FAILED
 
 
 def test_no_process_before_the_first_attempt(start):

@@ -168,8 +168,8 @@ class Adaptation:
         if arm == SKIP:
             self.signals.fresh_requests = 0  # ask again when as many more have come
             return
-        self._asked = arm, context
         self._runner.start(self._job(arm))
+        self._asked = arm, context
         self._collect()
 
     def _choose(self, context: tuple[float, ...]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from specblock.adaptation import process
 from specblock.adaptation.config import PROCESS, THREAD, AdaptationConfig
+from specblock.adaptation.containment import Contained
 from specblock.adaptation.learner import REVERTED, Attempt, Job, Learner, contained_attempt, failed
 
 _LONGEST_REST = 60.0  # seconds
@@ -94,14 +95,18 @@ class InProcess(InThread):
         state = learner.optimisers[job.arm].state_dict()
         # as bytes: tensors would go through shared memory, of which containers have little
         asked = pickle.dumps(process.Asked(job, current, state))
-        return self._pool.submit(process.answer, asked)
+        try:
+            return self._pool.submit(process.answer, asked)
+        except BrokenProcessPool:  # it died between two attempts
+            self._pool = self._open()
+            return self._pool.submit(process.answer, asked)
 
     def _result(self, future: Future) -> Attempt:
-        try:
+        with Contained(f"the process of the {self._job.arm} update") as contained:
             told: process.Told = pickle.loads(future.result())
-        except BrokenProcessPool as error:
-            self.close()
-            return failed(self._job, error, time.perf_counter() - self._began)
+        if contained.error is not None:
+            self.close()  # the next attempt gets another
+            return failed(self._job, contained.error, time.perf_counter() - self._began)
         self.learner.optimisers[self._job.arm].load_state_dict(told.optimiser)
         if told.attempt.outcome == REVERTED:  # known here by identity
             return replace(told.attempt, weights=self.learner.original)
