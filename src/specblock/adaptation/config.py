@@ -14,7 +14,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 MEMORY = "memory"  # the policy that updates no weights
-THREAD, PROCESS = "thread", "process"  # where updates run if not between requests
+BETWEEN_REQUESTS, THREAD, PROCESS = "between-requests", "thread", "process"  # where updates run
 
 
 class AdaptationConfig(StrictConfig):

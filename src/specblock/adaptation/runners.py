@@ -12,40 +12,52 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
-from typing import Any
+from typing import Protocol
 
 from specblock.adaptation import process
-from specblock.adaptation.config import PROCESS, THREAD, AdaptationConfig
+from specblock.adaptation.config import BETWEEN_REQUESTS, PROCESS, THREAD, AdaptationConfig
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.learner import REVERTED, Attempt, Job, Learner, contained_attempt, failed
 
 _LONGEST_REST = 60.0  # seconds
 
 
+class Runner(Protocol):
+    """Runs one attempt at a time."""
+
+    def start(self, job: Job) -> None:
+        """Begin an attempt; the one before has been taken."""
+
+    def take(self) -> Attempt | None:
+        """The attempt that was started, once it is over; None before, and when it was taken."""
+
+    def close(self) -> None:
+        """Wait for what runs; :meth:`take` has it then."""
+
+
 class BetweenRequests:
     """An attempt is over when it was started."""
 
     def __init__(self, learner: Learner, config: AdaptationConfig):
-        self.learner, self.config = learner, config
+        self.learner = learner
         self._done: Attempt | None = None
 
     def start(self, job: Job) -> None:
         self._done = contained_attempt(self.learner, job)
 
     def take(self) -> Attempt | None:
-        """The attempt that was started, once it is over; None before."""
         done, self._done = self._done, None
         return done
 
     def close(self) -> None:
-        """Wait for what runs; :meth:`take` has it then."""
+        pass  # nothing runs
 
 
-class InThread(BetweenRequests):
+class InThread:
     """A thread that rests between attempts, for its duty to stay within the limit."""
 
     def __init__(self, learner: Learner, config: AdaptationConfig):
-        super().__init__(learner, config)
+        self.learner, self.config = learner, config
         self._pool: Executor | None = None  # made for the first attempt: most never make one
         self._future: Future | None = None
         self._job: Job | None = None
@@ -120,7 +132,7 @@ def at_leisure(learner: Learner, job: Job, duty: float) -> Attempt:
     return attempt
 
 
-def make_runner(learner: Learner, config: AdaptationConfig) -> BetweenRequests:
+def make_runner(learner: Learner, config: AdaptationConfig) -> Runner:
     """The runner that ``config.where`` names."""
-    kinds: dict[str, Any] = {THREAD: InThread, PROCESS: InProcess}
-    return kinds.get(config.where, BetweenRequests)(learner, config)
+    kinds = {BETWEEN_REQUESTS: BetweenRequests, THREAD: InThread, PROCESS: InProcess}
+    return kinds[config.where](learner, config)

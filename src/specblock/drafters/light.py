@@ -20,7 +20,13 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from specblock.target.linear import ROW_BUCKETS, RoutedLinear, route_linears
+from specblock.target.linear import (
+    LIGHT,
+    ROW_BUCKETS,
+    RoutedLinear,
+    route_linears,
+    run_through,
+)
 
 _TURNS = 4
 _WHOLE = ("condition_proj", "fc", "shift_proj", "down_proj", "fuse", "lm_head")  # by name
@@ -55,13 +61,12 @@ def light_rows(linears: Iterable[RoutedLinear], others: Iterable[RoutedLinear]) 
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(_TURNS + 1):
             for light in seconds:
-                for linear in others:
-                    linear(torch.ones(1, linear.in_features, dtype=linear.weight.dtype))
+                run_through(others)
                 started = time.perf_counter()
                 for linear in linears:
                     route = linear.table.route(linear.shape, rows, light=False)
                     x = inputs[linear.in_features, linear.weight.dtype]
-                    linear.compute(x, "light" if light else route)
+                    linear.compute(x, LIGHT if light else route)
                 if turn:  # the first makes the copies
                     seconds[light].append(time.perf_counter() - started)
         if min(seconds[True]) >= min(seconds[False]):

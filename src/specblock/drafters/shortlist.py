@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from specblock.target.linear import RoutedLinear, Shape, has_int8
+from specblock.target.linear import RoutedLinear, Shape, has_int8, run_through
 
 SPARE = 12  # candidates beyond those wanted
 _ROWS = 8  # timed: between one block and a few
@@ -72,7 +72,7 @@ def screening_pays(
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(_TURNS + 1):
             for screened in seconds:
-                _run(others)
+                run_through(others)
                 started = time.perf_counter()
                 if screened:
                     _screened(head, normed, _WANTED)
@@ -83,8 +83,3 @@ def screening_pays(
         if min(seconds[True]) < min(seconds[False]):
             found.add(head.shape)
     return frozenset(found)
-
-
-def _run(linears: list[RoutedLinear]) -> None:
-    for linear in linears:
-        linear(torch.ones(1, linear.in_features, dtype=linear.weight.dtype))

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,6 +254,13 @@ def route_linears(module: nn.Module, *, light: bool = False) -> list[RoutedLinea
         else:
             route_linears(child, light=light)
     return list(routed(module))
+
+
+@torch.inference_mode()
+def run_through(linears: Iterable[RoutedLinear]) -> None:
+    """A row through every layer: what comes next finds the cache as a forward leaves it."""
+    for linear in linears:
+        linear(torch.ones(1, linear.in_features, dtype=linear.weight.dtype))
 
 
 def routed(module: nn.Module) -> Iterator[RoutedLinear]:
