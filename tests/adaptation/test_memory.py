@@ -8,8 +8,11 @@ from tests.tiny import make_drafter, make_target
 
 from specblock.drafters.base import BudgetController
 from specblock.drafters.lookup.copies import TextCopies
+from specblock.drafters.lookup.states import similarity
 from specblock.engine.speculator import Speculator
 from specblock.target.model import Target
+from specblock.training.answers import Answer
+from specblock.training.features import FeatureReader
 from specblock.tree.cost import CostTable
 
 LENGTH = {"max_new_tokens": 24, "ignore_eos": True}
@@ -72,3 +75,19 @@ def test_feedback_waits_until_an_update_is_within_reach():
     rich = make(config(exploration_seconds=100.0, collect_share=0.5, first_update_seconds=10.0))
     serve(rich, 1, 2)
     assert len(rich.adaptation.buffer) == 2
+
+
+def test_remembered_states_are_those_before_the_tokens():
+    speculator = make(config(policy="memory"))
+    said = serve(speculator, 1, max_new_tokens=48)[0].token_ids
+    memory = speculator.adaptation.memory
+    reader = FeatureReader(
+        speculator.target.model, speculator.drafter.feature_layers, speculator.drafter.model.t2d
+    )
+    answer = Answer("1", prompt(1), said, stopped=False)
+    expected = memory.keys(reader.read(answer).features[-(4 + len(said)) :])
+    kept = memory.to_dict()["keys"]
+    assert len(kept) == len(expected) + 1
+    for number, key in enumerate(expected):
+        assert similarity(kept[:-1], key)[number] > 0.98
+    assert not kept[-1].any(), "nothing follows the end"

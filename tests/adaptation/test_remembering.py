@@ -20,22 +20,23 @@ from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 
 
-def make(adapt=None) -> Speculator:
+def make(adapt=None, layers: tuple[int, ...] = ()) -> Speculator:
     budget = CopiesController(CostTable({1: 1.0, 64: 1.2}))
-    target = Target(make_target("llama"), ())
-    return Speculator(
-        target, make_tokenizer(), LookupDrafter(), budget, adapt=adapt, copies=TextCopies()
-    )
+    target = Target(make_target("llama"), layers)
+    drafter = LookupDrafter(layers)
+    return Speculator(target, make_tokenizer(), drafter, budget, adapt=adapt, copies=TextCopies())
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_lookup_remembers_and_the_output_stays(temperature):
-    settings = {"temperature": temperature, "seed": 5}
+@pytest.mark.parametrize("layers", [(), (1,)])
+def test_lookup_remembers_and_the_output_stays(temperature, layers):
+    settings = {"temperature": temperature, "seed": 5, "max_new_tokens": 40}
     plain = serve(make(), 1, 2, 1, 2, use_drafter=False, **settings)
-    speculator = make(config())
+    speculator = make(config(), layers)
     assert isinstance(speculator.adaptation, Remembering)
     ours = serve(speculator, 1, 2, 1, 2, **settings)
     assert [a.token_ids for a in ours] == [a.token_ids for a in plain]
+    assert speculator.adaptation.memory.keys.ready == bool(layers)
     rounds = [a.stats.rounds for a in ours]
     assert sum(rounds[2:]) < sum(rounds[:2]) / 2
 
@@ -66,7 +67,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="another model or drafter"):
         make(config(folder=learned))
     with pytest.raises(ConfigError, match="another model"):
-        Remembering(50, config(folder=tmp_path))
+        Remembering(50, (), config(folder=tmp_path))
+    with pytest.raises(ConfigError, match="another model"):
+        Remembering(97, (1,), config(folder=tmp_path))
 
 
 def test_what_cannot_be_is_said():

@@ -7,8 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.lookup.match import END, Branch, before_end, joined, longest_match, merge
+from specblock.drafters.lookup.match import (
+    END,
+    Branch,
+    before_end,
+    joined,
+    longest_match,
+    matched_lengths,
+    merge,
+    occurrences,
+)
 from specblock.drafters.lookup.memory import TextMemory
+from specblock.drafters.lookup.states import LEAST
 from specblock.tree.survival import COPIED, REMEMBERED
 
 TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=6)
@@ -61,7 +71,7 @@ def test_the_newest_whole_texts_are_kept(texts, capacity):
         assert parts_of(memory) or not told
     assert not memory.remember([])
     again = TextMemory(capacity)
-    again.restore(memory.tokens().copy())
+    again.restore(memory.to_dict())
     assert parts_of(again) == parts_of(memory)
 
 
@@ -131,3 +141,102 @@ def test_text_and_memory_share_a_tree():
 
 def test_nothing_in_either_drafts_nothing():
     assert len(tree_of([1, 2, 3], [4, 5, 6])) == 1
+
+
+@given(texts=TEXTS, end=st.lists(st.integers(0, 2), min_size=1, max_size=8), most=st.integers(1, 9))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_every_match_has_its_length(texts, end, most):
+    flat = [token for text in texts for token in (*text, END)]
+    places = [p for p in range(1, len(flat)) if flat[p - 1] == end[-1] and flat[p] != END]
+    among = np.array(flat, dtype=np.int32)
+    found = occurrences(end[-1], among)
+    assert found.tolist() == places[::-1]
+    lengths = matched_lengths(np.array(end), found, among, most)
+    for place, length in zip(found.tolist(), lengths.tolist(), strict=True):
+        assert flat[place - length : place] == end[-length:]
+        longer = flat[place - length - 1 : place] if place > length else None
+        assert length == min(most, len(end)) or longer != end[-length - 1 :]
+
+
+WIDTH = 24
+
+
+def features_of(*states: int) -> torch.Tensor:
+    """Rows of features by number: the same number the same state, others unlike."""
+    rows = [torch.randn(WIDTH, generator=torch.Generator().manual_seed(n)) for n in states]
+    return torch.stack(rows)
+
+
+def knowing(*texts: tuple[list[int], list[int]], capacity: int = 2**10) -> TextMemory:
+    """A memory of texts with the numbers of the states before their tokens."""
+    memory = TextMemory(capacity)
+    memory.keys.fit(features_of(*range(100, 100 + 4 * LEAST)))
+    for text, states in texts:
+        assert memory.remember(text, features_of(*states))
+    return memory
+
+
+def claims(nodes: list[Branch]) -> dict[tuple[int, ...], float]:
+    return {path: np.exp(node.log_prob) for path, node in paths(nodes).items() if path}
+
+
+def test_what_stood_as_it_stands_goes_first():
+    memory = knowing(([1, 2, 3], [10, 11, 12]), ([5, 2, 4, 6], [20, 21, 22, 23]))
+    length, nodes = memory.branches(np.array([7, 2]), 5, features_of(11)[0])
+    assert length == 1
+    assert list(claims(nodes)) == [(3,)], "the other state is unlike, and one token is no match"
+    assert nodes[1].rank_class == 1, "the state, and one token"
+    length, nodes = memory.branches(np.array([5, 2]), 5, features_of(21)[0])
+    assert length == 2
+    assert list(claims(nodes)) == [(4,), (4, 6)]
+    assert memory.branches(np.array([7, 2]), 5, features_of(50)[0])[0] == 0
+    assert memory.branches(np.array([7, 9]), 5, features_of(11)[0])[0] == 0, "never said"
+
+
+def test_equal_states_vote_and_words_add_to_them():
+    memory = knowing(
+        ([1, 2, 3], [10, 11, 12]), ([5, 2, 4], [20, 11, 22]), ([6, 2, 3, 8], [0, 11, 1, 2])
+    )
+    _, nodes = memory.branches(np.array([7, 2]), 5, features_of(11)[0])
+    assert claims(nodes) == pytest.approx({(3,): 2 / 4, (3, 8): 1 / 3, (4,): 1 / 4})
+    _, nodes = memory.branches(np.array([5, 2]), 5, features_of(11)[0])
+    voted = claims(nodes)
+    assert voted[(4,)] > 1 / 4 > voted[(3,)] / 2, "two tokens match there"
+
+
+def test_without_states_words_must_do():
+    memory = TextMemory()
+    memory.remember([1, 2, 3], features_of(1, 2, 3))
+    assert memory.branches(np.array([1, 2]), 5, features_of(2)[0])[0] == 2, "none are known yet"
+    memory = knowing(([1, 2, 3], [10, 11, 12]))
+    assert memory.branches(np.array([1, 2]), 5)[0] == 2, "none is shown"
+
+
+def test_keys_stay_with_their_tokens():
+    memory = knowing(capacity=24)
+    texts = [[n, 40, n + 1] for n in range(8)]
+    for number, text in enumerate(texts):
+        memory.remember(text, features_of(3 * number, 3 * number + 1, 3 * number + 2))
+    again = TextMemory(24)
+    again.restore(memory.to_dict())
+    small = TextMemory(12)
+    small.restore(memory.to_dict())
+    for held, known in ((memory, 3), (again, 3), (small, 1)):
+        for number in range(8 - known, 8):
+            _, nodes = held.branches(np.array([50, 40]), 5, features_of(3 * number + 1)[0])
+            assert list(claims(nodes)) == [(number + 1,)]
+    old = TextMemory(24)
+    old.restore(torch.tensor(memory.tokens()))
+    assert old.tokens().tolist() == memory.tokens().tolist()
+
+
+def test_a_text_shows_its_state_to_the_memory():
+    memory = knowing(([1, 2, 3], [10, 11, 12]))
+    copies = TextCopies(memory=memory)
+    copies.observe(torch.tensor([8, 9]), features_of(40, 41))
+    copies.observe(torch.tensor([2]), features_of(11))
+    tree = copies.tree(2)
+    assert tree.tokens.tolist() == [2, 3]
+    assert tree.rank_classes.tolist()[1] == COPIED + REMEMBERED + 1
+    copies.observe(torch.tensor([2]), torch.zeros(1, 0))
+    assert copies.tree(2).rank_classes.tolist()[1:] != tree.rank_classes.tolist()[1:]

@@ -63,7 +63,7 @@ class Adaptation:
             config.half_life_requests,
             config.seed,
         )
-        self.memory = TextMemory.of_size(config.memory_mib)
+        self.memory = TextMemory.of_size(config.memory_mib, len(drafter.feature_layers))
         self.signals, self.journal = Signals(), Journal(ARMS)
         self.bandit = GainBandit(
             ARMS,
@@ -142,7 +142,7 @@ class Adaptation:
 
     def _absorb(self, observer: FeedbackObserver, stats: GenerationStats) -> None:
         if self.memory is not None:
-            self.memory.remember(observer.text(stats.new_tokens))
+            observer.remember_in(self.memory, stats.new_tokens)
         self.signals.add(observer.signals(), stats.new_tokens, stats.decode_seconds)
         self.ledger.decode(stats.decode_seconds, self.total_gain * self.signals.asked_share)
         record = observer.record(stats.new_tokens)

@@ -35,7 +35,7 @@ class AdaptationConfig(StrictConfig):
     process_threads: Count = 1
     duty: Share = 0.5  # most seconds of updates for a second of decoding
     save_every_seconds: Annotated[float, Field(ge=0)] = 60.0
-    memory_mib: Annotated[float, Field(ge=0)] = 1.0  # of answers to copy from, 4 bytes a token
+    memory_mib: Annotated[float, Field(ge=0)] = 16.0  # of answers to copy from, 132 bytes a token
     # feedback
     # of the cheapest update's seconds: with less to spend none is near, and none is prepared for
     collect_share: Annotated[float, Field(ge=0)] = 0.5

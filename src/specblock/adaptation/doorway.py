@@ -29,4 +29,4 @@ def adaptation_of(
         )
     if isinstance(getattr(drafter, "model", None), SpecBlockModel):
         return Adaptation(drafter, config, budgets)
-    return Remembering(vocabulary, config)
+    return Remembering(vocabulary, drafter.feature_layers, config)

@@ -7,8 +7,6 @@ import logging
 import time
 from typing import Any
 
-import torch
-
 from specblock.adaptation.answer import AnswerObserver
 from specblock.adaptation.config import AdaptationConfig
 from specblock.adaptation.containment import Contained
@@ -27,20 +25,21 @@ class Remembering:
 
     Args:
         vocabulary: tokens of the target, whose ids a folder's memory must be.
+        layers: whose outputs are the features, the last one's the states that are remembered.
         config: its folder is resumed from.
 
     Raises:
         ConfigError: a policy that updates weights, or the folder is another model's.
     """
 
-    def __init__(self, vocabulary: int, config: AdaptationConfig):
+    def __init__(self, vocabulary: int, layers: tuple[int, ...], config: AdaptationConfig):
         if config.policy.startswith("always-"):
             raise ConfigError(
                 f"Only a SpecBlock drafter can learn, so there is nothing to do for "
                 f"{config.policy}: choose one with --drafter, or the policy memory."
             )
-        self.config, self.memory = config, TextMemory.of_size(config.memory_mib)
-        self._identity = {"remembering": vocabulary}
+        self.config, self.memory = config, TextMemory.of_size(config.memory_mib, len(layers))
+        self._identity = {"remembering": vocabulary, "layers": list(layers)}
         self._decoded, self._requests, self._saved = 0.0, 0, time.monotonic()
         if config.folder is not None:
             self._resume()
@@ -56,7 +55,7 @@ class Remembering:
         self._decoded += stats.decode_seconds
         self._requests += 1
         if self.memory is not None:
-            self.memory.remember(observer.text(stats.new_tokens))
+            observer.remember_in(self.memory, stats.new_tokens)
         if time.monotonic() - self._saved >= self.config.save_every_seconds:
             self.save()
 
@@ -70,7 +69,7 @@ class Remembering:
         if folder is None:
             return
         with Contained("saving the memory of answers"):
-            kept = None if self.memory is None else torch.tensor(self.memory.tokens())
+            kept = None if self.memory is None else self.memory.to_dict()
             state = {"identity": self._identity, "memory": kept}
             save_next(folder, state, STATES_KEPT)
             write_atomically(folder / STATUS, json.dumps(self.status(), indent=1) + "\n")
@@ -86,7 +85,7 @@ class Remembering:
                 "another folder."
             )
         if self.memory is not None and state["memory"] is not None:
-            self.memory.restore(state["memory"].numpy())
+            self.memory.restore(state["memory"])
 
     def status(self) -> dict[str, Any]:
         """As :meth:`Adaptation.status`, without arms."""

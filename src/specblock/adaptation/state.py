@@ -55,7 +55,7 @@ def save(adaptation: Adaptation) -> None:
         "buffer": adaptation.buffer.statistics(),
         "gains": [adaptation.total_gain, adaptation.former_gain],
         "last_swap": adaptation.last_swap,
-        "memory": None if adaptation.memory is None else torch.tensor(adaptation.memory.tokens()),
+        "memory": None if adaptation.memory is None else adaptation.memory.to_dict(),
         "calibration": [budget.model.to_dict() for budget in adaptation.budgets],
     }
     # torch.load takes nothing but plain values and tensors
@@ -95,7 +95,7 @@ def resume(adaptation: Adaptation) -> bool:
     adaptation.total_gain, adaptation.former_gain = state["gains"]
     answers = state.get("memory")  # states of before there was one lack it
     if adaptation.memory is not None and answers is not None:
-        adaptation.memory.restore(answers.numpy())
+        adaptation.memory.restore(answers)
     last = state["last_swap"]
     adaptation.last_swap = None if last is None else (last[0], tuple(last[1]))
     for budget, kept in zip(adaptation.budgets, state["calibration"], strict=False):

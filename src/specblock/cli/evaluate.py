@@ -122,11 +122,12 @@ def evaluation_table(found: dict[str, dict[str, Any]]) -> Table:
         budget = row.get("played_back", {})
         cells += [figure(budget.get(key), digits) for key, digits in PLAYED.values() if played]
         table.add_row(Path(name).name, *cells)
-        if "played_back_with_copies" in row:
-            copied = row["played_back_with_copies"]
-            blank = [""] * (len(COLUMNS) - 1) + [figure(copied["tau"], 2)]
-            cells = [figure(copied.get(key), digits) for key, digits in PLAYED.values()]
-            table.add_row("  with copies", *blank, *cells)
+        for more in ("copies", "memory"):
+            copied = row.get(f"played_back_with_{more}")
+            if copied is not None:
+                blank = [""] * (len(COLUMNS) - 1) + [figure(copied["tau"], 2)]
+                cells = [figure(copied.get(key), digits) for key, digits in PLAYED.values()]
+                table.add_row(f"  with {more}", *blank, *cells)
         for state in row.get("curve", ()):
             cells = [figure(state.get(key), digits) for key, digits in COLUMNS.values()]
             table.add_row(f"  {state['answer_tokens']:,} tokens", *cells)

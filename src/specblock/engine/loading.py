@@ -112,7 +112,8 @@ def assemble(
     """
     drafter: Drafter | None = None
     if folder == LOOKUP:
-        drafter = LookupDrafter()
+        remembers = adapt is not None and adapt.memory_mib > 0
+        drafter = LookupDrafter(_state_layer(network) if remembers else ())
     elif folder is not None:
         drafter = load_drafter(folder, network, tokenizer, blocks=blocks)
     layers = () if drafter is None else drafter.feature_layers
@@ -133,6 +134,11 @@ def assemble(
         learned = BudgetController(costs, load_survival(folder))
         budgets = learned, costs, BudgetController(costs)
     return Speculator(target, tokenizer, drafter, *budgets, adapt, TextCopies())
+
+
+def _state_layer(network) -> tuple[int, ...]:
+    """The layer whose outputs tell best how a text will go on: the last but two."""
+    return (max(0, text_config(network).num_hidden_layers - 3),)
 
 
 def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:

@@ -62,9 +62,9 @@ def decode(
     started = clock()
     context, room = list(prompt), min(max_new_tokens, target.context_length - len(prompt))
     stats.prompt_tokens = len(prompt)
-    root = _prefill(target, drafter, context, params, room, observer)
+    root, features = _prefill(target, drafter, context, params, room, observer)
     if drafter is not None:
-        start(drafter, budget, copies, context, room)
+        start(drafter, budget, copies, context, room, features)
     stats.prefill_seconds = clock() - started
     stats.new_tokens, stats.seconds = 1, stats.prefill_seconds
     yield [root]
@@ -78,9 +78,9 @@ def decode(
             accepted = accept(tree, output.logits, params, context, len(prompt), len(context))
         verified = clock()
         with record_function(PARTS[2]):
-            _commit(target, drafter, tree, output, accepted, observer)
+            shown = _commit(target, drafter, tree, output, accepted, observer)
             if drafter is not None:
-                report(budget, copies, tree, asked, accepted.tokens, accepted.trials)
+                report(budget, copies, tree, asked, accepted.tokens, accepted.trials, shown)
         context += accepted.tokens
         stats.record(len(accepted.tokens), tree.num_draft)
         fresh = accepted.tokens[: room - stats.new_tokens]
@@ -92,13 +92,21 @@ def decode(
 
 
 def start(
-    drafter: Drafter, budget: Budget, copies: TextCopies | None, context: list[int], room: int
+    drafter: Drafter,
+    budget: Budget,
+    copies: TextCopies | None,
+    context: list[int],
+    room: int,
+    features: Tensor | None = None,
 ) -> None:
-    """A new text: tell the budget, and show ``copies`` what is known of it."""
+    """A new text: tell the budget, and show ``copies`` what is known of it.
+
+    ``features``: of the prompt's pairs, where the target was asked for any.
+    """
     budget.begin(max(1, min(len(context) - 1, drafter.prompt_pairs)))
     if copies is not None:
         copies.reset(len(context) + room)
-        copies.observe(torch.tensor(context[1:]))
+        copies.observe(torch.tensor(context[1:]), features)
 
 
 def draft(
@@ -126,15 +134,19 @@ def report(
     asked: bool,
     tokens: list[int],
     trials: Trials,
+    features: Tensor | None = None,
 ) -> None:
-    """Tell the budget, and the text that is copied from, what became of a round."""
+    """Tell the budget, and the text that is copied from, what became of a round.
+
+    ``features``: of the accepted path.
+    """
     if asked:
         budget.update(tree.log_probs, tree.rank_classes, trials)
     else:
         budget.update_without(len(tokens))
     if copies is not None:
         budget.drawn(tokens)
-        copies.observe(torch.tensor(tokens))
+        copies.observe(torch.tensor(tokens), features)
 
 
 def _commit(
@@ -144,12 +156,17 @@ def _commit(
     output: TargetOutput,
     accepted: Acceptance,
     observer: RoundObserver | None,
-) -> None:
-    """Keep the accepted path in the target's cache and show its pairs to the drafter."""
+) -> Tensor | None:
+    """Keep the accepted path in the target's cache and show its pairs to the drafter.
+
+    Returns:
+        The path's features ``[a + 1, F * H]``, none wide where no layer is read; None without a
+        drafter.
+    """
     path = torch.tensor(accepted.path, device=target.device)
     target.commit(path)
     if drafter is None:
-        return
+        return None
     tokens = torch.tensor(accepted.tokens, device=target.device)
     # a drafter that reads no layers is shown its tokens alone
     unseen = output.features is None
@@ -157,6 +174,7 @@ def _commit(
     drafter.observe(shown, tokens)
     if observer is not None:
         observer.verified(tree, output.logits, shown, accepted)
+    return shown
 
 
 def _check(prompt: list[int], target: Target) -> None:
@@ -176,10 +194,14 @@ def _prefill(
     params: SamplingParams,
     room: int,
     observer: RoundObserver | None,
-) -> int:
+) -> tuple[int, Tensor | None]:
     """Fill the target's cache with the prompt, draw the first token, tell the drafter.
 
-    ``room``: how many tokens may follow.
+    Args:
+        room: how many tokens may follow.
+
+    Returns:
+        The token, and the features of the prompt where the target was asked for any.
     """
     capacity = len(context) + room + (drafter.max_nodes if drafter else 0) + 1
     target.reset(capacity)
@@ -193,7 +215,7 @@ def _prefill(
         drafter.prefill(output.features, following)
         if observer is not None:
             observer.prefilled(output.features, following)
-    return root
+    return root, output.features
 
 
 def plain_logits(target: Target, ids: list[int]) -> Tensor:

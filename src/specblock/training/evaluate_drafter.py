@@ -10,6 +10,7 @@ from torch import nn
 
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
+from specblock.drafters.lookup.memory import TextMemory
 from specblock.drafters.registry import KINDS, read_config
 from specblock.engine.loading import load_drafter
 from specblock.engine.trust import load_survival
@@ -60,7 +61,8 @@ def evaluate_drafter(
     Returns:
         ``accuracy_b1s0`` and so on: share of slots on the chain whose most likely token is the
         target's; ``tau`` at the fixed budget over ``greedy_answers`` of the ``answers``; with costs
-        ``played_back`` and ``played_back_with_copies`` as :meth:`Playback.row`; with states
+        ``played_back``, ``played_back_with_copies`` and ``played_back_with_memory``, where the
+        answers before are copied from as well, as :meth:`Playback.row`; with states
         ``curve``, accuracies and tau of each with its step and the answer tokens seen.
 
     Raises:
@@ -86,7 +88,12 @@ def evaluate_drafter(
 
     found = {"answers": len(answers), "greedy_answers": len(greedy), **judged()}
     if setting.costs is not None:
-        for name, copies in (("played_back", None), ("played_back_with_copies", TextCopies())):
+        memory = TextMemory(layers=len(drafter.feature_layers))
+        for name, copies in (
+            ("played_back", None),
+            ("played_back_with_copies", TextCopies()),
+            ("played_back_with_memory", TextCopies(memory=memory)),
+        ):
             budget = BudgetController(setting.costs, load_survival(folder))
             found[name] = play(drafter, played, budget, copies, device=device).row()
     if setting.states:

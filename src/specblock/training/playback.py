@@ -62,13 +62,16 @@ def play(
     Args:
         answers: what the target gave at temperature 0; at least one.
         budget: a controller also says how long each would have taken by its cost table.
-        copies: adds what the text suggests, as in the engine.
+        copies: adds what the text suggests, as in the engine; a memory of theirs remembers answers.
         device: of the drafter.
     """
     rounds, tokens, speedups = 0, 0, []
     for answer in answers:
         more = simulate(drafter, answer, budget, copies=copies, device=device)
         rounds, tokens = rounds + more[0], tokens + more[1]
+        if copies is not None and copies.memory is not None:
+            prompt = int(answer.start.nonzero()[0]) + 1
+            copies.memory.remember_answer(answer.tokens.tolist(), prompt, answer.features)
         if isinstance(budget, BudgetController):
             speedups.append(budget.account.tokens / budget.account.steps)
     return Playback(rounds, tokens, tuple(speedups))

@@ -45,13 +45,14 @@ def simulate(
     drafter.reset(len(truth) + drafter.max_nodes + 1)
     drafter.prefill(features[:prompt], tokens[:prompt])
     # the pairs' tokens lack the text's first, as what a drafter is shown does
-    start(drafter, budget, copies, [-1, *truth[:prompt]], len(truth) - prompt)
+    shown = [-1, *truth[:prompt]]
+    start(drafter, budget, copies, shown, len(truth) - prompt, features[:prompt])
     known, rounds, counted = prompt, 0, 0
     while known < len(truth):
         tree, asked = draft(drafter, budget, copies, truth[known - 1], device)
         accepted, trials = walk(tree, truth[known:])
         fresh = slice(known, known + accepted + 1)
-        report(budget, copies, tree, asked, truth[fresh], trials)
+        report(budget, copies, tree, asked, truth[fresh], trials, features[fresh])
         rounds += 1
         counted += accepted + 1
         drafter.observe(features[fresh], tokens[fresh])

@@ -57,9 +57,16 @@ class TextCopies:
         """Start an empty text of about ``capacity`` tokens; it grows where more come."""
         self._text = np.zeros(capacity, dtype=np.int64)
         self._length = 0
+        self._newest: Tensor | None = None
 
-    def observe(self, tokens: Tensor) -> None:
-        """The tokens that came, int64 [n]: of the prompt all but the first, then every round's."""
+    def observe(self, tokens: Tensor, features: Tensor | None = None) -> None:
+        """What came: of the prompt all tokens but the first, then every round's.
+
+        Args:
+            tokens: int64 [n].
+            features: [n, F * H], of the positions before them; a memory of states needs the last.
+        """
+        self._newest = None if features is None or not features.shape[1] else features[-1]
         end = self._length + len(tokens)
         if end > len(self._text):
             self._text = np.resize(self._text, 2 * end)
@@ -93,7 +100,7 @@ class TextCopies:
     def _remembered(self, text: np.ndarray) -> tuple[int, list[Branch]]:
         if self.memory is None:
             return 0, merge([], 0)
-        length, nodes = self.memory.branches(text, self.depth)
+        length, nodes = self.memory.branches(text, self.depth, self._newest)
         return length, _of_class(nodes, COPIED + REMEMBERED)
 
 

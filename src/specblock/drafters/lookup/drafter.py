@@ -18,13 +18,15 @@ class LookupDrafter:
     """A :class:`specblock.drafters.base.Drafter` that copies what followed the longest match.
 
     Args:
+        feature_layers: what the target shows; the drafter reads none of it, but a memory of earlier
+            answers finds more by the last layer's states.
         settings: of :class:`TextCopies`, and raises what it raises.
     """
 
-    feature_layers: tuple[int, ...] = ()
     prompt_pairs = 0  # no forward reads them
 
-    def __init__(self, **settings: int):
+    def __init__(self, feature_layers: tuple[int, ...] = (), **settings: int):
+        self.feature_layers = feature_layers
         self._copies = TextCopies(**settings)
         self.max_nodes = self._copies.max_nodes
         self._device = torch.device("cpu")

@@ -7,7 +7,7 @@ automaton would find it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,9 +34,7 @@ def longest_match(
     among, count = tokens if among is None else among, len(tokens)
     if len(among) < 2 or not count or longest < 1:
         return 0, np.zeros(0, dtype=np.int64)
-    # as Python's number: NumPy's own would widen all of a narrower text to compare it
-    ends = np.flatnonzero(among[:-1] == int(tokens[-1])) + 1
-    ends = ends[among[ends] != END]
+    ends = occurrences(int(tokens[-1]), among)[::-1]
     length = min(1, len(ends))
     while length and length < min(longest, count):
         further = ends[ends > length]
@@ -45,6 +43,37 @@ def longest_match(
             break
         ends, length = further, length + 1
     return length, ends[::-1]
+
+
+def occurrences(token: int, among: np.ndarray) -> np.ndarray:
+    """Where ``token`` stands in a text and something follows: the places behind it, newest first.
+
+    Args:
+        token: Python's number; NumPy's own would widen all of a narrower text to compare it.
+        among: int [m]; ``END`` closes each of its parts.
+    """
+    ends = np.flatnonzero(among[:-1] == token) + 1
+    return ends[among[ends] != END][::-1].copy()
+
+
+def matched_lengths(
+    tokens: np.ndarray, ends: np.ndarray, among: np.ndarray, most: int
+) -> np.ndarray:
+    """How many tokens of the end of ``tokens`` stand before each of ``ends`` in another text.
+
+    Args:
+        ends: int64 [k], places behind the last token's occurrences. most: to compare.
+
+    Returns:
+        int64 [k], at least 1.
+    """
+    lengths, alive = np.ones(len(ends), dtype=np.int64), np.ones(len(ends), dtype=bool)
+    for back in range(2, min(most, len(tokens)) + 1):
+        alive &= (ends >= back) & (among[np.maximum(ends - back, 0)] == tokens[-back])
+        if not alive.any():
+            break
+        lengths += alive
+    return lengths
 
 
 def continuation(tokens: np.ndarray, end: int, count: int) -> list[int]:
@@ -66,7 +95,10 @@ def before_end(tokens: np.ndarray, end: int, count: int) -> list[int]:
 
 @dataclass
 class Branch:
-    """A node of the merged continuations: ``count`` of them pass through it."""
+    """A node of the merged continuations.
+
+    ``match``: how good the match of the best of them is there; ``count``: their weights' sum.
+    """
 
     token: int
     parent: int
@@ -74,48 +106,63 @@ class Branch:
     score: float
     log_prob: float
     rank_class: int
-    count: int = 0
+    match: float = 0.0
+    count: float = 0.0
     children: dict[int, int] = field(default_factory=dict)
 
 
-def trust_by_length(matched: int, count: int, of: int) -> float:
+def trust_by_length(matched: float, count: float, of: float) -> float:
     """What a text's own repetition is trusted with: a match of m tokens with m / (m + 1), shared
     among what followed it by how often it did."""
     return matched / (matched + 1) * count / of
 
 
-def trust_by_count(matched: int, count: int, of: int) -> float:
+def trust_by_count(matched: float, count: float, of: float) -> float:
     """What followed in ``count`` of ``of`` other texts: a habit shows in their number."""
     return count / (of + 1)
 
 
 def merge(
     continuations: list[list[int]],
-    length: int,
-    trust: Callable[[int, int, int], float] = trust_by_length,
+    matches: float | Sequence[float],
+    trust: Callable[[float, float, float], float] = trust_by_length,
+    *,
+    weights: Sequence[float] | None = None,
+    step: float = 1.0,
+    edges: Sequence[float] = CLASS_LENGTHS,
 ) -> list[Branch]:
-    """The continuations of a match of ``length`` tokens as one tree, parents before children.
+    """The continuations of some matches as one tree, parents before children.
 
-    Node 0 is the root, without a token. ``trust`` gives a node's probability from the length of its
-    match and how many of its parent's continuations pass through it; one token further the match
-    is one longer.
+    Node 0 is the root, without a token.
+
+    Args:
+        continuations: the best first.
+        matches: how good each match is, or all of them are; by default its length in tokens.
+        trust: a node's probability from how good its match is and the weights of the
+            continuations that pass through it and through its parent.
+        weights: of each continuation; 1 where they are left out.
+        step: how much better the match is one token further.
+        edges: how good the matches of the classes are, best class first.
     """
+    if isinstance(matches, int | float):
+        matches = [matches] * len(continuations)
     nodes = [Branch(-1, -1, 0, 0.0, 0.0, 0)]
-    for tokens in continuations:
-        at = 0
-        nodes[0].count += 1
-        for token in tokens:
+    for number, tokens in enumerate(continuations):
+        at, weight = 0, 1.0 if weights is None else weights[number]
+        nodes[0].count += weight
+        for depth, token in enumerate(tokens):
             child = nodes[at].children.get(token)
             if child is None:
                 child = nodes[at].children[token] = len(nodes)
-                nodes.append(Branch(token, at, nodes[at].depth + 1, 0.0, 0.0, 0))
-            nodes[child].count += 1
+                match = matches[number] + step * depth
+                nodes.append(Branch(token, at, depth + 1, 0.0, 0.0, 0, match))
+            nodes[child].count += weight
             at = child
     for node in nodes[1:]:
-        parent, matched = nodes[node.parent], length + node.depth - 1
-        node.log_prob = math.log(trust(matched, node.count, parent.count))
+        parent = nodes[node.parent]
+        node.log_prob = math.log(trust(node.match, node.count, parent.count))
         node.score = parent.score + node.log_prob
-        node.rank_class = sum(matched < least for least in CLASS_LENGTHS)
+        node.rank_class = sum(node.match < least for least in edges)
     return nodes
 
 
