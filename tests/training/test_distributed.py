@@ -80,6 +80,34 @@ def test_accumulated_steps_agree_between_processes(two_processes):
     assert differ > 10  # means of two halves are not the mean of the whole
 
 
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_divided_weights_train_as_whole_ones(two_processes, accumulated):
+    one, other = ("sharded-accumulated", "accumulated") if accumulated else ("sharded", "together")
+    divided = [torch.load(two_processes / one / f"weights{rank}.pt") for rank in range(2)]
+    expected = torch.load(two_processes / other / "weights0.pt")
+    assert divided[0].keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(divided[0][name], divided[1][name]), name
+        torch.testing.assert_close(divided[0][name], weight, atol=2e-5, rtol=1e-4, msg=name)
+    ours, theirs = (
+        json.loads((two_processes / f / "figures.json").read_text()) for f in (one, other)
+    )
+    assert ours[1] == pytest.approx(theirs[1], abs=2e-3)
+    shares = [
+        json.loads((two_processes / one / f"share{rank}.json").read_text()) for rank in (0, 1)
+    ]
+    assert sum(shares) == pytest.approx(1.0)
+    assert max(shares) < 0.6, "each holds about half"
+
+
+def test_divided_training_goes_on_to_the_bit(two_processes):
+    whole, resumed = (
+        torch.load(two_processes / name / "weights0.pt") for name in ("sharded", "resumed")
+    )
+    for name, weight in whole.items():
+        assert torch.equal(resumed[name], weight), name
+
+
 def test_the_parts_of_a_batch_add_up_to_its_gradient(monkeypatch):
     """What two processes would do, in one: the same counts below the line, gradients averaged."""
     sequences = make_sequences(4)

@@ -1,7 +1,8 @@
 """The processes that train together, through ``accelerate``.
 
 ``torchrun`` or ``accelerate launch`` starts them; one process is the same thing with nobody to
-talk to. Every process holds the whole drafter and its own part of each batch (DDP).
+talk to. Every process has its own part of each batch, and the whole drafter (DDP) or a part of its
+trained weights (FSDP2, :mod:`specblock.training.sharding`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Workers:
     Args:
         cpu: stay on the CPU although there is an accelerator.
 
-    Raises :class:`ConfigError` for launch settings that shard the drafter.
+    Raises :class:`ConfigError` for launch settings that divide the drafter in ways of their own.
     """
 
     def __init__(self, *, cpu: bool = True):
@@ -63,24 +64,37 @@ class Workers:
         sharding = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
         if self._accelerator.distributed_type in sharding:
             raise ConfigError(
-                f"Training runs one whole drafter per process, not "
-                f"{self._accelerator.distributed_type.value}; launch it without these settings."
+                f"Training does not run under {self._accelerator.distributed_type.value} settings; "
+                "launch it without these, and give --sharded to divide the drafter (FSDP2)."
             )
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
+        self._divided = False
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """``network`` on this process's device; gradients are averaged where there are several."""
+    def wrap(self, network: nn.Module, *, sharded: bool = False) -> nn.Module:
+        """``network`` on this process's device; gradients are averaged where there are several.
+
+        ``sharded``: divide its trained weights among them.
+        """
+        self._divided = sharded and self.count > 1
+        if self._divided:
+            from specblock.training.sharding import shard  # a slow import, seldom wanted
+
+            return shard(network, self.device)
         return self._accelerator.prepare_model(network)
 
     def unsynchronised(self, network: nn.Module) -> AbstractContextManager:
         """For all micro-batches of a step but the last: gradients stay here."""
+        if self._divided:
+            from specblock.training.sharding import gradients_kept
+
+            return gradients_kept(network)
         return self._accelerator.no_sync(network)
 
     def maximum(self, *values: float) -> list[float]:

@@ -54,9 +54,14 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: nn.Module, work: Workload, feature_bytes: int, *, mixed_precision: bool
+    model: nn.Module,
+    work: Workload,
+    feature_bytes: int,
+    *,
+    mixed_precision: bool,
+    shares: int = 1,
 ) -> MemoryEstimate:
-    """Peak of a forward and backward of ``work``.
+    """Peak of a forward and backward of ``work``, the moments divided into ``shares``.
 
     Counts what autograd keeps of every layer, by the drafter's config: about twelve hidden states
     and five rows of the feed-forward's width per entry, and two matrices of scores.
@@ -73,7 +78,8 @@ def estimate_memory(
     casts = trained * 2 if mixed_precision else 0
     return MemoryEstimate(
         weights=weights + casts,
-        optimiser=trained * 12,
+        # a divided gradient is whole before it is; so are the weights, beside their own part
+        optimiser=trained * 12 if shares == 1 else trained * 4 + trained * 16 // shares,
         activations=layers * rows * row,
         attention=2 * layers * scores * width,
         # logits of a chunk in fp32 with their gradient, and what all rows of the head leave

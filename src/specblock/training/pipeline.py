@@ -30,6 +30,7 @@ from specblock.training.features import FeatureReader
 from specblock.training.kinds import drafter_config, new_drafter, training_kind
 from specblock.training.memory import available_memory, check_memory, estimate_memory
 from specblock.training.objective import ObjectiveConfig
+from specblock.training.sharding import dissolve
 from specblock.training.simulate import greedy_answers
 from specblock.training.store import store_features
 from specblock.training.trainer import TrainConfig, Trainer
@@ -117,6 +118,7 @@ def train_drafter(
         raise SystemExit(0)
     found = trainer.evaluate()
     figures = {} if found is None else found.row()
+    dissolve(drafter)
     if workers.is_main:
         extra = {"answer_tokens": trainer.answer_tokens, "steps": trainer.step, "held_out": figures}
         save_checkpoint(drafter, folder, extra=extra)
@@ -136,7 +138,7 @@ def _trainer(
 ) -> Trainer:
     """Features, start and loop; what ``folder`` holds of an earlier run is not read yet."""
     layers, state = drafter.config.feature_layers, folder / "training"
-    _check_memory(drafter, recipe, training, workers.device, report)
+    _check_memory(drafter, recipe, training, workers, report)
     reader = FeatureReader(target, layers, drafter.t2d)
     held = read_all(reader, held_out)
     corpus = _corpus(reader, training, recipe, layers, workers, report)
@@ -229,7 +231,7 @@ def _check_memory(
     drafter: nn.Module,
     recipe: DrafterRecipe,
     answers: list[Answer],
-    device: torch.device,
+    workers: Workers,
     report: Report,
 ) -> None:
     """Before anything is computed; raises :class:`SpecBlockError` if a step will not fit."""
@@ -242,10 +244,11 @@ def _check_memory(
     features = 6 * batch * max(sizes) * width
     main = sum(sizes) * (2 * width + 8 * 64) if kept else 0
     estimate = estimate_memory(
-        drafter, work, features + (main if device.type == "cpu" else 0),
+        drafter, work, features + (main if workers.device.type == "cpu" else 0),
         mixed_precision=recipe.train.mixed_precision,
+        shares=workers.count if recipe.train.sharded else 1,
     )  # fmt: skip
-    free = available_memory(device)
+    free = available_memory(workers.device)
     report(f"training takes about {estimate}; {free / 2**30:.1f} GiB are free")
     check_memory(estimate, free, kept=kept)
 

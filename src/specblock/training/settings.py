@@ -194,6 +194,9 @@ class TrainSettings(RunSettings):
     rank_budget: float = described(10.0, "Frequency weight of the rank loss; 0 or less is off.")
     ttt_steps: Count = described(7, "Steps of training-time test (eagle3).")
     mixed_precision: bool = described(True, "bf16 products over fp32 weights.")
+    sharded: bool = described(
+        False, "Under torchrun, divide the trained weights among the processes (FSDP2)."
+    )
     keep_checkpoints: Count = described(3, "Checkpoints kept.")
     save_every_seconds: Annotated[float, Field(ge=0)] = described(
         300.0, "Seconds between checkpoints."

@@ -35,6 +35,7 @@ from specblock.training.interrupt import Interrupt
 from specblock.training.monitor import Monitor, columns
 from specblock.training.noise import mixed_seed
 from specblock.training.plan import micro_batches, steps_from
+from specblock.training.sharding import gathered, load_gathered, whole
 
 Report = Callable[[str], None]
 
@@ -57,6 +58,7 @@ class TrainConfig:
     clip: float = 0.5  # of the gradient's norm over all parameters and processes
     seed: int = 0
     mixed_precision: bool = True  # bf16 products over fp32 weights
+    sharded: bool = False  # several processes divide the trained weights among them (FSDP2)
     log_every: int = 20  # steps
     eval_every_seconds: float = 600.0
     save_every_seconds: float = 300.0
@@ -66,7 +68,8 @@ class TrainConfig:
 
     def decisive(self) -> dict[str, Any]:
         """The settings that the trained weights depend on."""
-        only_shown = (
+        without_effect = (
+            "sharded",
             "log_every",
             "eval_every_seconds",
             "save_every_seconds",
@@ -74,7 +77,7 @@ class TrainConfig:
             "tensorboard",
             "wandb",
         )
-        return {key: value for key, value in asdict(self).items() if key not in only_shown}
+        return {key: value for key, value in asdict(self).items() if key not in without_effect}
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -114,7 +117,7 @@ class Trainer:
         self.model, self.objective, self.sequences = model, objective, sequences
         self.config, self.folder, self.evaluator = config, folder, evaluator
         self.loss = TrainingLoss(model, objective, mixed_precision=config.mixed_precision)
-        self.network = self.workers.wrap(self.loss)
+        self.network = self.workers.wrap(self.loss, sharded=config.sharded)
         self._report = report if self.workers.is_main else lambda line: None
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self._names, self.parameters = [n for n, _ in named], [p for _, p in named]
@@ -201,7 +204,8 @@ class Trainer:
         if self._evaluated is not None and self._evaluated[0] == self.step:
             return self._evaluated[1]
         self._open_tables()
-        found = self.evaluator(self.loss, self.workers)
+        with whole(self.network):
+            found = self.evaluator(self.loss, self.workers)
         self._evaluated = self.step, found
         if self.workers.is_main:
             tau = found.accepted_length
@@ -239,14 +243,16 @@ class Trainer:
         return {**settings, "objective": repr(self.objective), "answers": digest}
 
     def save(self) -> None:
-        """Everything a resumed run needs; the main process writes."""
+        """Everything a resumed run needs; all processes must call this, the main one writes."""
+        kept = {*self._names, *(name for name, _ in self.model.named_buffers())}
+        weights = gathered({k: v for k, v in self.model.state_dict().items() if k in kept})
+        moments = gathered(self.optimiser.state_dict())
         if not self.workers.is_main:
             return
-        kept = {*self._names, *(name for name, _ in self.model.named_buffers())}
         state = {
-            "model": {k: v for k, v in self.model.state_dict().items() if k in kept},
+            "model": weights,
             "names": self._names,
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": moments,
             "random": random_states(),
             "step": self.step,
             "answer_tokens": self.answer_tokens,
@@ -265,8 +271,7 @@ class Trainer:
         if state is None:
             return False
         self._check(state)
-        self.model.load_state_dict(state["model"], strict=False)
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_gathered(self.model, self.optimiser, state["model"], state["optimiser"])
         restore_random_states(state["random"])
         self.step, self.answer_tokens = state["step"], state["answer_tokens"]
         self.elapsed, self._tables = state["elapsed"], state["tables"]
