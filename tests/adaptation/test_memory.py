@@ -8,7 +8,6 @@ from tests.tiny import make_drafter, make_target
 
 from specblock.drafters.base import BudgetController
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.lookup.states import similarity
 from specblock.engine.speculator import Speculator
 from specblock.target.model import Target
 from specblock.training.answers import Answer
@@ -85,9 +84,9 @@ def test_remembered_states_are_those_before_the_tokens():
         speculator.target.model, speculator.drafter.feature_layers, speculator.drafter.model.t2d
     )
     answer = Answer("1", prompt(1), said, stopped=False)
-    expected = memory.keys(reader.read(answer).features[-(4 + len(said)) :])
+    expected = reader.read(answer).features[-(4 + len(said)) :]
     kept = memory.to_dict()["keys"]
     assert len(kept) == len(expected) + 1
-    for number, key in enumerate(expected):
-        assert similarity(kept[:-1], key)[number] > 0.98
+    for number, state in enumerate(expected):
+        assert memory.keys.similarity(kept[:-1], state)[number] > 0.98
     assert not kept[-1].any(), "nothing follows the end"

@@ -204,6 +204,14 @@ def test_equal_states_vote_and_words_add_to_them():
     assert voted[(4,)] > 1 / 4 > voted[(3,)] / 2, "two tokens match there"
 
 
+def test_many_vote_and_few_are_copied_whole():
+    most = [[5, 6], [5, 7], [8, 9], [5, 6, 4], [3, 1, 2]]
+    nodes = merge(most, [0.9, 0.8, 0.7, 0.6, 0.5], step=0.1, edges=(0.9, 0.8), leaders=2)
+    assert set(claims(nodes)) == {(5,), (5, 6), (5, 7), (8,), (3,)}
+    assert [round(node.count, 6) for node in nodes] == [5, 3, 2, 1, 1, 1]
+    assert [node.rank_class for node in nodes[1:]] == [0, 0, 0, 2, 2]
+
+
 def test_without_states_words_must_do():
     memory = TextMemory()
     memory.remember([1, 2, 3], features_of(1, 2, 3))

@@ -7,6 +7,7 @@ automaton would find it.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -130,6 +131,7 @@ def merge(
     weights: Sequence[float] | None = None,
     step: float = 1.0,
     edges: Sequence[float] = CLASS_LENGTHS,
+    leaders: int | None = None,
 ) -> list[Branch]:
     """The continuations of some matches as one tree, parents before children.
 
@@ -143,6 +145,8 @@ def merge(
         weights: of each continuation; 1 where they are left out.
         step: how much better the match is one token further.
         edges: how good the matches of the classes are, best class first.
+        leaders: so many continuations are kept whole; the others vote for as long as they go along
+            with these, and of what they say else the first token is kept. None: all.
     """
     if isinstance(matches, int | float):
         matches = [matches] * len(continuations)
@@ -152,17 +156,20 @@ def merge(
         nodes[0].count += weight
         for depth, token in enumerate(tokens):
             child = nodes[at].children.get(token)
+            if child is None and depth and leaders is not None and number >= leaders:
+                break
             if child is None:
                 child = nodes[at].children[token] = len(nodes)
                 match = matches[number] + step * depth
                 nodes.append(Branch(token, at, depth + 1, 0.0, 0.0, 0, match))
             nodes[child].count += weight
             at = child
+    rising = edges[::-1]
     for node in nodes[1:]:
         parent = nodes[node.parent]
         node.log_prob = math.log(trust(node.match, node.count, parent.count))
         node.score = parent.score + node.log_prob
-        node.rank_class = sum(node.match < least for least in edges)
+        node.rank_class = len(edges) - bisect_right(rising, node.match)
     return nodes
 
 

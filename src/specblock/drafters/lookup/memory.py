@@ -24,7 +24,7 @@ from specblock.drafters.lookup.match import (
     occurrences,
     trust_by_count,
 )
-from specblock.drafters.lookup.states import SIZE, StateKeys, similarity
+from specblock.drafters.lookup.states import SIZE, StateKeys
 
 LEAD = 4  # tokens of the prompt before an answer that are remembered with it
 TOKEN_BYTES = 4 + SIZE
@@ -35,7 +35,8 @@ CLASS_MATCHES = (1.06, 0.93, 0.75)
 LEAST_MATCH = 0.5
 PER_TOKEN, MOST_TOKENS = 0.02, 8
 _SHARPNESS = 10.0  # of the weights by which continuations vote
-_NEWEST = 2048  # occurrences that are compared
+_NEWEST = 1024  # occurrences that are compared
+_LEADERS = 4  # continuations of which more than the first token is copied
 
 
 class TextMemory:
@@ -189,7 +190,7 @@ class TextMemory:
             return 0, merge([], 0)
         states = self._states[torch.from_numpy(ends - 1)]
         lengths = matched_lengths(text, ends, self.tokens(), MOST_TOKENS)
-        found = similarity(states, self.keys(feature[None])[0]).numpy() + PER_TOKEN * lengths
+        found = self.keys.similarity(states, feature).numpy() + PER_TOKEN * lengths
         order = np.argsort(-found, kind="stable")[: self.continuations]
         order = order[found[order] >= LEAST_MATCH]
         if not len(order):
@@ -202,5 +203,6 @@ class TextMemory:
             weights=[math.exp(_SHARPNESS * (match - matches[0])) for match in matches],
             step=PER_TOKEN,
             edges=CLASS_MATCHES,
+            leaders=_LEADERS,
         )
         return int(lengths[order[0]]), nodes

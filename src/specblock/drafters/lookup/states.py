@@ -40,16 +40,27 @@ class StateKeys:
         if self.ready or len(features) < LEAST or not features.shape[1]:
             return
         states = self._states(features)
-        self._mean, self._deviation = states.mean(0), states.std(0).clamp(min=1e-6)
-        self._projection = _projection(states.shape[1])
+        self._standardise(states.mean(0), states.std(0).clamp(min=1e-6))
+
+    def _standardise(self, mean: Tensor, deviation: Tensor) -> None:
+        generator = torch.Generator().manual_seed(_SEED)
+        projection = torch.randn(len(mean), SIZE, generator=generator) / deviation[:, None]
+        self._mean, self._deviation = mean, deviation
+        self._projection, self._middle = projection, mean @ projection
 
     def __call__(self, features: Tensor) -> Tensor:
         """Keys int8 [n, 128] on the CPU; of all zeros, alike to nothing, while there are none."""
         if not self.ready:
             return torch.zeros(len(features), SIZE, dtype=torch.int8)
-        centred = (self._states(features) - self._mean) / self._deviation
-        keys = torch.nn.functional.normalize(centred @ self._projection, dim=-1)
-        return (keys * _SCALE).round().clamp(-127, 127).to(torch.int8)
+        return (self._directions(features) * _SCALE).round().clamp(-127, 127).to(torch.int8)
+
+    def similarity(self, keys: Tensor, feature: Tensor) -> Tensor:
+        """Cosines of ``keys`` int8 [n, 128] with the state of ``feature [F * H]``, fp32 [n]."""
+        return (keys.float() @ self._directions(feature[None])[0]) / _SCALE
+
+    def _directions(self, features: Tensor) -> Tensor:
+        projected = self._states(features) @ self._projection - self._middle
+        return torch.nn.functional.normalize(projected, dim=-1)
 
     def _states(self, features: Tensor) -> Tensor:
         return features[:, -(features.shape[1] // self.layers) :].float().cpu()
@@ -61,15 +72,4 @@ class StateKeys:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`to_dict` gave."""
         if state:
-            self._mean, self._deviation = state["mean"], state["deviation"]
-            self._projection = _projection(len(self._mean))
-
-
-def similarity(keys: Tensor, key: Tensor) -> Tensor:
-    """Cosines of ``keys`` int8 [n, 128] with ``key`` int8 [128], float32 [n]."""
-    return (keys.float() @ key.float()) / _SCALE**2
-
-
-def _projection(size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(_SEED)
-    return torch.randn(size, SIZE, generator=generator)
+            self._standardise(state["mean"], state["deviation"])
