@@ -12,6 +12,7 @@ from specblock.training.evaluate import make_batch
 from specblock.training.kinds import training_kind
 from specblock.training.memory import (
     MemoryEstimate,
+    Workload,
     available_memory,
     check_memory,
     estimate_memory,
@@ -66,6 +67,15 @@ def test_more_work_takes_more():
     assert total() < total(batch=4) < total(batch=4, length=100)
     assert total(blocks=2) < total(blocks=3)
     assert total(positions=8) < total(positions=16)
+
+
+def test_divided_moments_take_less():
+    model, work = make_drafter().model, Workload(10, 10, 10, 10)
+    one, two, eight = (
+        estimate_memory(model, work, 0, mixed_precision=True, shares=n).optimiser for n in (1, 2, 8)
+    )
+    assert two == one, "the gradient is whole before it is divided, the weights beside their parts"
+    assert eight == one // 2
 
 
 def test_too_much_is_a_sentence_with_both_numbers():
