@@ -1,8 +1,9 @@
 """FSDP2: every process keeps a part of what is trained, of its gradient and of its moments.
 
 The whole weights exist from a forward to the end of its backward, the whole gradient until it is
-divided. Beside these a weight takes 4 + 16 / n bytes in each of n processes instead of 12, so it pays
-from three on, where a drafter's moments do not fit beside the target. What the rest of training sees are ordinary parameters of the type ``DTensor``.
+divided. Beside these a weight takes 4 + 16 / n bytes in each of n processes instead of 12, so it
+pays from three on, where a drafter's moments do not fit beside the target. What the rest of
+training sees are ordinary parameters of the type ``DTensor``.
 """
 
 from __future__ import annotations
