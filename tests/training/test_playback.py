@@ -117,6 +117,7 @@ def test_the_figures_of_a_drafter(made):
     found = evaluate_drafter(folder, target, tokenizer, answers, costly)
     assert found["accuracy_b1s0"] == plain["accuracy_b1s0"]
     assert found["played_back_with_copies"]["median"] > 0.9
+    assert found["played_back_with_memory"]["tau"] >= 1.0
 
 
 def test_a_learning_curve_is_read_off_the_states_that_were_kept(made):
