@@ -27,6 +27,7 @@ LEVELS = {
     "serving": 4,
     "cli": 5,
     "__init__": 6,
+    "__main__": 6,
 }
 OWN_LEVEL = {"config": {"tree"}, "storage": set(), "tree": {"tree"}}  # stricter than the levels
 TREE_MAY_IMPORT = {"torch", "__future__"}

@@ -50,6 +50,15 @@ def test_every_verb_has_help(run, verb):
     assert run(verb, "--help").exit_code == 0
 
 
+def test_the_package_runs_as_a_module():
+    """What ``torchrun -m specblock train`` relies on."""
+    told = subprocess.run(
+        [sys.executable, "-m", "specblock", "--version"], capture_output=True, text=True
+    )
+    assert told.returncode == 0
+    assert told.stdout.startswith("specblock ")
+
+
 def test_version(run, monkeypatch):
     import specblock
 
