@@ -35,7 +35,7 @@ def longest_match(
     among, count = tokens if among is None else among, len(tokens)
     if len(among) < 2 or not count or longest < 1:
         return 0, np.zeros(0, dtype=np.int64)
-    ends = occurrences(int(tokens[-1]), among)[::-1]
+    ends = occurrences(int(tokens[-1]), among)
     length = min(1, len(ends))
     while length and length < min(longest, count):
         further = ends[ends > length]
@@ -43,7 +43,7 @@ def longest_match(
         if not len(further):
             break
         ends, length = further, length + 1
-    return length, ends[::-1]
+    return length, ends
 
 
 def occurrences(token: int, among: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What the target has said in earlier texts: a drafter's memory that costs a copy to keep.
 
 As in SuffixDecoding (Oliaro et al., 2024), where earlier answers of the same traffic draft the next
-ones; kept flat, because a scan of a hundred thousand tokens takes a tenth of a millisecond. Where
+ones; kept flat, because a search in a hundred thousand tokens takes less than a millisecond. Where
 the target's features are at hand, what is alike is told by its hidden states (``states.py``).
 """
 
