@@ -8,6 +8,7 @@ from tests.tiny import make_drafter
 from tests.training.toy import make_sequence
 
 from specblock.errors import SpecBlockError
+from specblock.training.attention import MAX_SCORES
 from specblock.training.evaluate import make_batch
 from specblock.training.kinds import training_kind
 from specblock.training.memory import (
@@ -69,8 +70,19 @@ def test_more_work_takes_more():
     assert total(positions=8) < total(positions=16)
 
 
+def test_attention_in_pieces_does_not_grow_with_the_length():
+    model = make_drafter().model
+
+    def attention(length):
+        work = Workload(8 * length, 8 * length * 6, 6, length, 8 * length)
+        return estimate_memory(model, work, 0, mixed_precision=True).attention
+
+    assert attention(100) < attention(1000)
+    assert attention(2000) == attention(100_000) == 4 * MAX_SCORES * 2
+
+
 def test_divided_moments_take_less():
-    model, work = make_drafter().model, Workload(10, 10, 10, 10)
+    model, work = make_drafter().model, Workload(10, 10, 1, 10, 10)
     one, two, eight = (
         estimate_memory(model, work, 0, mixed_precision=True, shares=n).optimiser for n in (1, 2, 8)
     )

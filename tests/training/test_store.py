@@ -106,3 +106,20 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     with pytest.raises(SpecBlockError, match="fewer answers"):
         stored(reader, answers, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_of_similar_length_share_a_forward(reader, answers, tmp_path, monkeypatch):
+    """In a batch of different lengths the padding costs more than anything else."""
+    whole, lengths = reader.read_batch, []
+
+    def watched(batch):
+        lengths.extend(len(answer.ids) for answer in batch)
+        return whole(batch)
+
+    monkeypatch.setattr(reader, "read_batch", watched)
+    monkeypatch.setattr(store, "SHARD_ANSWERS", 7)
+    mixed = [answers[i] for i in (3, 0, 6, 1, 5, 2, 4)]
+    corpus = store_features(reader, mixed, tmp_path, layers=LAYERS, feature_width=WIDTH, batch=2)
+    assert lengths == sorted(len(answer.ids) for answer in mixed)
+    for read, answer in zip(corpus.read(range(7)), mixed, strict=True):
+        assert torch.equal(read.tokens, torch.tensor(answer.ids[1:]))

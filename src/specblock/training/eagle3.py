@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.training.attention import Sight
 from specblock.training.batch import Batch, Tally
 from specblock.training.chain import ChainLoss
-from specblock.training.forward import joint_attention
 
 Entry = tuple[Tensor, Tensor]  # keys and values of a step, [B, M, 1, kv_heads, d]
 
@@ -69,19 +69,15 @@ def run_step(
         tokens: int64 [B, M], the token j behind each pair's own.
         pairs: int64 [B, M]; earlier: the entries of steps 1 to j - 1.
     """
-    entries = torch.arange(trunk.keys.shape[2], device=tokens.device)
-    context_mask = entries <= (pairs + model.offset)[..., None]
+    own_mask = torch.ones((), dtype=torch.bool, device=tokens.device)
+    own_mask = own_mask.expand(*tokens.shape, 1, len(earlier) + 1)
+    sight = Sight.of(pairs + model.offset + 1, own_mask, model.config.num_attention_heads)
     kept: list[Entry] = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         kept.append((k[:, :, None], v[:, :, None]))
         own_k, own_v = (torch.cat(parts, dim=2) for parts in zip(*earlier, *kept, strict=True))
-        own_mask = torch.ones((), dtype=torch.bool, device=q.device).expand(
-            *tokens.shape, 1, own_k.shape[2]
-        )
-        context = trunk.keys, trunk.values
-        out = joint_attention(q[:, :, None], *context, context_mask, own_k, own_v, own_mask)
-        return out.squeeze(2)
+        return sight.attend(q[:, :, None], trunk.keys, trunk.values, own_k, own_v).squeeze(2)
 
     positions = pairs + model.offset + len(earlier) + 1
     hidden = model.run(condition, tokens, positions, attend)

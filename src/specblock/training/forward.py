@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specblock.drafters.specblock.model import SpecBlockModel, previous_slot
+from specblock.training.attention import Sight
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,10 @@ def run_block(
     own = slots[None, :] <= slots[:, None]  # [K queries, K keys]
     visible = [own.expand(*tokens.shape, -1, -1)]
     for _, used in reversed(parents or []):
-        seen = slots < used[..., None]
-        visible.insert(0, seen[:, :, None].expand(-1, -1, count, -1))
-    own_mask = torch.cat(visible, dim=-1)
-    limit = (trunk.offset + positions) * trunk.slots
-    entries = torch.arange(trunk.keys[0].shape[2], device=tokens.device)
-    context_mask = entries < limit[..., None]
+        before = slots < used[..., None]
+        visible.insert(0, before[:, :, None].expand(-1, -1, count, -1))
+    seen = (trunk.offset + positions) * trunk.slots
+    sight = Sight.of(seen, torch.cat(visible, dim=-1), model.config.num_attention_heads)
     keys, values = [], []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -112,42 +111,7 @@ def run_block(
         history = [block for block, _ in parents or []]
         own_k = torch.cat([*(b.keys[layer] for b in history), k], dim=2)
         own_v = torch.cat([*(b.values[layer] for b in history), v], dim=2)
-        context = trunk.keys[layer], trunk.values[layer]
-        return joint_attention(q, *context, context_mask, own_k, own_v, own_mask)
+        return sight.attend(q, trunk.keys[layer], trunk.values[layer], own_k, own_v)
 
     hidden = model.run(x, previous_slot, positions[..., None] + 1 + slots, attend)
     return Block(hidden, keys, values)
-
-
-def joint_attention(
-    q: Tensor,
-    context_k: Tensor,
-    context_v: Tensor,
-    context_mask: Tensor,
-    own_k: Tensor,
-    own_v: Tensor,
-    own_mask: Tensor,
-) -> Tensor:
-    """One softmax over a shared context and each group's own keys.
-
-    Args:
-        q: [B, M, K, heads, d]; context_k/v: [B, kv_heads, T, d]; own_k/v: [B, M, n, kv_heads, d].
-        context_mask: bool [B, M, T]; own_mask: bool [B, M, K, n].
-
-    Returns ``[B, M, K, heads * d]``.
-    """
-    kv_heads, dim = context_k.shape[1], q.shape[-1]
-    q = q.unflatten(3, (kv_heads, -1)) * dim**-0.5
-    context = torch.einsum("bmkhgd,bhtd->bhmkgt", q, context_k)
-    own = torch.einsum("bmkhgd,bmnhd->bhmkgn", q, own_k)
-    # one sum with a mask and one softmax in the products' dtype: in fp32 and in pieces, moving the
-    # scores about takes longer than computing them
-    visible = torch.cat((context_mask[:, :, None].expand(-1, -1, q.shape[2], -1), own_mask), dim=-1)
-    hidden = torch.zeros(visible.shape, dtype=context.dtype, device=q.device)
-    hidden.masked_fill_(~visible, torch.finfo(context.dtype).min)
-    scores = torch.cat((context, own), dim=-1) + hidden[:, None, :, :, None]
-    weights = scores.softmax(-1)
-    split = context_k.shape[2]
-    out = torch.einsum("bhmkgt,bhtd->bmkhgd", weights[..., :split], context_v)
-    out = out + torch.einsum("bhmkgn,bmnhd->bmkhgd", weights[..., split:], own_v)
-    return out.flatten(3)

@@ -49,7 +49,8 @@ def _specblock_workload(recipe: DrafterRecipe, config: Any, batch: int, length: 
     slots = config.block_size
     later = batch * chosen * slots * blocks
     seen = length * config.slots_kept + slots * (blocks + 1) // 2
-    return Workload(batch * length * config.slots_kept, later, seen, batch * length + later)
+    rows = batch * length
+    return Workload(rows * config.slots_kept, later, blocks, seen, rows + later)
 
 
 def _eagle3_objective(recipe: DrafterRecipe, _config: Any) -> Objective:
@@ -57,9 +58,9 @@ def _eagle3_objective(recipe: DrafterRecipe, _config: Any) -> Objective:
 
 
 def _eagle3_workload(recipe: DrafterRecipe, _config: Any, batch: int, length: int) -> Workload:
-    steps = recipe.ttt_steps
+    steps, rows = recipe.ttt_steps, batch * length
     later = batch * min(recipe.chain_positions or length, length) * (steps - 1)
-    return Workload(batch * length, later, length + steps // 2, batch * length + later)
+    return Workload(rows, later, steps - 1, length + steps // 2, rows + later)
 
 
 def _parallel_objective(recipe: DrafterRecipe, config: Any) -> Objective:
@@ -69,7 +70,7 @@ def _parallel_objective(recipe: DrafterRecipe, config: Any) -> Objective:
 
 def _parallel_workload(recipe: DrafterRecipe, config: Any, batch: int, length: int) -> Workload:
     rows = batch * min(recipe.chain_positions or length, length) * (config.positions - 1)
-    return Workload(batch * length, 0, 0, batch * length + rows)
+    return Workload(batch * length, 0, 0, 0, batch * length + rows)
 
 
 TRAINING = {

@@ -10,6 +10,7 @@ from torch import nn
 
 from specblock.drafters.config import StoredConfig
 from specblock.errors import SpecBlockError
+from specblock.training.attention import MAX_SCORES
 from specblock.training.head_loss import CHUNK_ROWS
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -20,11 +21,13 @@ class Workload:
     """What one forward runs through the drafter.
 
     ``trunk_rows``: entries computed for all positions; ``later_rows``: entries of blocks or steps
-    after them; ``later_keys``: keys that each of these sees; ``head_rows``: rows through the head.
+    after them, in so many ``later_forwards``; ``later_keys``: keys that each of these entries sees;
+    ``head_rows``: rows through the head.
     """
 
     trunk_rows: int
     later_rows: int
+    later_forwards: int
     later_keys: int
     head_rows: int
 
@@ -64,7 +67,8 @@ def estimate_memory(
     """Peak of a forward and backward of ``work``, the moments divided into ``shares``.
 
     Counts what autograd keeps of every layer, by the drafter's config: about twelve hidden states
-    and five rows of the feed-forward's width per entry, and two matrices of scores.
+    and five rows of the feed-forward's width per entry, and two matrices of scores, or one piece of
+    them with its temporaries where there are several (:mod:`specblock.training.attention`).
     """
     config: StoredConfig = model.config
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -75,13 +79,14 @@ def estimate_memory(
     row = (12 * size + 5 * wide + 2 * heads * config.head_dim) * (4 + width) // 2
     rows = work.trunk_rows + work.later_rows
     scores = work.later_rows * work.later_keys * heads
+    in_pieces = scores > MAX_SCORES * work.later_forwards
     casts = trained * 2 if mixed_precision else 0
     return MemoryEstimate(
         weights=weights + casts,
         # a divided gradient is whole before it is; so are the weights, beside their own part
         optimiser=trained * 12 if shares == 1 else trained * 4 + trained * 16 // shares,
         activations=layers * rows * row,
-        attention=2 * layers * scores * width,
+        attention=(4 * MAX_SCORES if in_pieces else 2 * layers * scores) * width,
         # logits of a chunk in fp32 with their gradient, and what all rows of the head leave
         logits=2 * 4 * CHUNK_ROWS * config.draft_vocab_size + work.head_rows * size * (4 + width),
         features=feature_bytes,

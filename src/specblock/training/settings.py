@@ -174,7 +174,7 @@ class TrainSettings(RunSettings):
     draft_vocab_size: Count = described(12_288, "Tokens that the drafter can propose.")
     layers: Count = described(2, "Decoder layers of the drafter.")
     feature_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = described(
-        None, "Target layers (from 0) whose outputs are the features: 1,14,27 by default for 30."
+        None, "Target layers (from 0) whose outputs are the features: 14,21,27 by default for 30."
     )
     block_size: Count = described(4, "Tokens a block proposes (K).")
     blocks: Count = described(2, "Blocks trained one behind the other.")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from specblock.errors import SpecBlockError
 from specblock.storage import atomic_file
 from specblock.training.answers import Answer
-from specblock.training.corpus import sizes_of
+from specblock.training.corpus import by_length, sizes_of
 from specblock.training.features import FeatureReader, Sequence
 
 SHARD_ANSWERS = 64
@@ -89,10 +89,10 @@ def store_features(
         _announce(stored_bytes(rest, feature_width, draft_vocab, reader.top), folder, report)
     for done, (path, shard) in enumerate(missing, 1):
         tensors: dict[str, Tensor] = {}
-        for start in range(0, len(shard), batch):
-            for offset, sequence in enumerate(reader.read_batch(shard[start : start + batch])):
+        for places, sequences in by_length(reader, shard, batch):
+            for place, sequence in zip(places, sequences, strict=True):
                 parts = _pack(sequence, draft_vocab)
-                tensors.update({f"{start + offset}.{name}": t for name, t in parts.items()})
+                tensors.update({f"{place}.{name}": t for name, t in parts.items()})
         with atomic_file(path) as temporary:
             temporary.write_bytes(save(tensors, {"fingerprint": origin}))
         report(f"stored {done} of {len(missing)} shards of features")
