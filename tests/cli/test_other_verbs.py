@@ -173,3 +173,38 @@ def test_convert_says_what_is_wrong(run, tmp_path):
     result = run("convert", str(tmp_path / "none"), str(tmp_path / "to"), "--target-layers", "4")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
+
+
+def test_convert_to_eight_bits_takes_ours_with_its_calibration(run, tmp_path):
+    import torch
+    from tests.tiny import make_drafter
+
+    from specblock.drafters.checkpoint import save_checkpoint
+    from specblock.engine.trust import load_survival, save_survival
+    from specblock.tree.survival import SurvivalModel
+
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    save_checkpoint(make_drafter().model, whole, dtype=torch.bfloat16)
+    calibrated = SurvivalModel.fresh(discount=0.5)
+    save_survival(calibrated, whole)
+    result = run("convert", str(whole), str(half), "--eight-bit")
+    assert result.exit_code == 0, result.output
+    assert load_survival(half).discount == 0.5
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, half)]
+    assert sizes[1] < sizes[0]
+    assert "--drafter" in result.stdout
+
+
+def test_convert_refuses_to_lose_the_source(run, tmp_path):
+    import torch
+    from tests.tiny import make_drafter
+
+    from specblock.drafters.checkpoint import save_checkpoint
+
+    save_checkpoint(make_drafter().model, tmp_path, dtype=torch.bfloat16)
+    result = run("convert", str(tmp_path), str(tmp_path), "--eight-bit")
+    assert result.exit_code == 2
+    assert "another folder" in result.stderr
+    result = run("convert", str(tmp_path / "none"), str(tmp_path / "out"), "--eight-bit")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1

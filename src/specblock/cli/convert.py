@@ -1,4 +1,5 @@
-"""``specblock convert``: a published drafter checkpoint, SpecBlock's or EAGLE-3's, into ours."""
+"""``specblock convert``: a published drafter checkpoint, SpecBlock's or EAGLE-3's, into ours; and
+ours into half the size."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from specblock.errors import ConfigError
 
 @verb
 def convert(
-    source: Annotated[Path, typer.Argument(help="Folder of the published checkpoint.")],
+    source: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     target: Annotated[
         str | None,
@@ -28,9 +29,48 @@ def convert(
             help="Layers that the drafter reads, from 0: 1,15,28.", show_default="paper's"
         ),
     ] = None,
+    eight_bit: Annotated[
+        bool,
+        typer.Option(
+            "--eight-bit", help="Store matrices in 8 bits: half the size. Takes ours as well."
+        ),
+    ] = False,
 ) -> None:
     """Convert a published checkpoint of SpecBlock or EAGLE-3 to our layout."""
     layers = _layer_list(feature_layers)
+    if not (eight_bit and is_ours(source)):
+        _convert_published(source, out, target, target_layers, layers)
+        source = out
+    elif out.resolve() == source.resolve():
+        raise ConfigError("What 8 bits leave out is lost: name another folder than the source.")
+    if eight_bit:
+        _compress(source, out)
+    typer.echo(f"Wrote {out}: use it with --drafter {out}")
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether ``config.json`` there names the type of drafter, as only our layout does."""
+    from specblock.drafters.config import read_json
+
+    return "drafter_type" in read_json(folder)
+
+
+def _compress(source: Path, out: Path) -> None:
+    from specblock.drafters.compress import store_in_eight_bits
+    from specblock.engine.trust import FILE, load_survival, save_survival
+
+    store_in_eight_bits(source, out)
+    if (source / FILE).is_file():
+        save_survival(load_survival(source), out)
+
+
+def _convert_published(
+    source: Path,
+    out: Path,
+    target: str | None,
+    target_layers: int | None,
+    layers: tuple[int, ...] | None,
+) -> None:
     from specblock.drafters.eagle3.convert import convert_eagle3, is_eagle3
     from specblock.drafters.fingerprint import tokenizer_fingerprint
     from specblock.drafters.specblock.convert import convert_published, target_layer_count
@@ -50,7 +90,6 @@ def convert(
         tokenizer_fingerprint=fingerprint,
         target_name=target or "",
     )
-    typer.echo(f"Wrote {out}: use it with --drafter {out}")
 
 
 def _layer_list(text: str | None) -> tuple[int, ...] | None:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from specblock.drafters.config import StoredConfig
+from specblock.drafters.eight_bit import unpack
 from specblock.errors import CheckpointError
 from specblock.storage import atomic_file, write_atomically
 
@@ -95,6 +96,7 @@ def load_checkpoint(
     path = folder / WEIGHTS
     wanted = stored_shapes(config, network)
     tensors, metadata = read_tensors(path)
+    tensors = unpack(tensors)
     check_tensors(tensors, wanted, path)
     _check_same_origin(config, metadata, folder)
     check_vocabulary_map(tensors["d2t"], tensors["t2d"], path)
