@@ -205,6 +205,9 @@ def test_convert_refuses_to_lose_the_source(run, tmp_path):
     result = run("convert", str(tmp_path), str(tmp_path), "--eight-bit")
     assert result.exit_code == 2
     assert "another folder" in result.stderr
+    result = run("convert", str(tmp_path), str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "in our layout already" in result.stderr
     result = run("convert", str(tmp_path / "none"), str(tmp_path / "out"), "--eight-bit")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1

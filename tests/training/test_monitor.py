@@ -1,6 +1,8 @@
 """Tables that can be cut back, and dashboards that may be missing."""
 
+import sys
 from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -86,3 +88,43 @@ def test_the_curve_needs_matplotlib_and_says_so(tmp_path, caplog):
     drawn = (tmp_path / "curve.png").exists()
     assert drawn == (find_spec("matplotlib") is not None)
     assert drawn or "viz" in caplog.text
+
+
+class Wandb(ModuleType):
+    """Weights & Biases as far as it is used; ``faulty`` names the call that fails."""
+
+    def __init__(self, faulty=None):
+        super().__init__("wandb")
+        self.errors = SimpleNamespace(Error=type("Error", (Exception,), {}))
+        self.rows, self.faulty, self.started = [], faulty, {}
+
+    def login(self):
+        self._fail("login")
+
+    def init(self, **options):
+        self._fail("init")
+        self.started = options
+        return SimpleNamespace(log=lambda row, step: self.rows.append((step, row)))
+
+    def _fail(self, call):
+        if call == self.faulty:
+            raise self.errors.Error("No API key configured.")
+
+
+def test_weights_and_biases_get_numbers_by_step(tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(monitor, "find_spec", lambda name: True)
+    watch = Monitor(tmp_path, wandb=True)
+    watch.start(3, {})
+    watch.write("log", {"step": 4, "loss": 2.0, "note": "text"})
+    assert wandb.rows == [(4, {"log/step": 4, "log/loss": 2.0})]
+    assert wandb.started["resume"] == "allow", "the same folder goes on in the same run"
+
+
+@pytest.mark.parametrize("faulty", ["login", "init"])
+def test_weights_and_biases_without_a_key_are_a_sentence(tmp_path, monkeypatch, faulty):
+    monkeypatch.setitem(sys.modules, "wandb", Wandb(faulty))
+    monkeypatch.setattr(monitor, "find_spec", lambda name: True)
+    with pytest.raises(ConfigError, match=r"No API key configured\); log in with `wandb login`"):
+        Monitor(tmp_path, wandb=True).start(0, {})

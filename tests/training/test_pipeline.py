@@ -14,6 +14,7 @@ from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ModelError, SpecBlockError
 from specblock.target.model import Target
+from specblock.training import monitor
 from specblock.training.answers import count_tokens, draft_vocabulary, read_answers, split_held_out
 from specblock.training.features import FeatureReader, collate
 from specblock.training.monitor import Table
@@ -269,6 +270,14 @@ def test_what_a_kind_cannot_do_is_refused(answer_file, tmp_path):
     ):
         with pytest.raises(SpecBlockError, match=what):
             train_drafter(network, tokenizer, answer_file, tmp_path, recipe(**settings))
+
+
+def test_a_missing_dashboard_stops_before_any_work(answer_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor, "find_spec", lambda name: None)
+    settings = recipe(train=TrainConfig(tensorboard=True), features_file=tmp_path / "features")
+    with pytest.raises(SpecBlockError, match="tensorboard is not installed"):
+        train_drafter(make_target("llama"), make_tokenizer(), answer_file, tmp_path, settings)
+    assert not (tmp_path / "features").exists()
 
 
 def test_the_learning_rate_rises_and_falls():

@@ -38,9 +38,11 @@ def convert(
 ) -> None:
     """Convert a published checkpoint of SpecBlock or EAGLE-3 to our layout."""
     layers = _layer_list(feature_layers)
-    if not (eight_bit and is_ours(source)):
+    if not is_ours(source):
         _convert_published(source, out, target, target_layers, layers)
         source = out
+    elif not eight_bit:
+        raise ConfigError(f"{source} is in our layout already; --eight-bit would halve its size.")
     elif out.resolve() == source.resolve():
         raise ConfigError("What 8 bits leave out is lost: name another folder than the source.")
     if eight_bit:
@@ -52,7 +54,7 @@ def is_ours(folder: Path) -> bool:
     """Whether ``config.json`` there names the type of drafter, as only our layout does."""
     from specblock.drafters.config import read_json
 
-    return "drafter_type" in read_json(folder)
+    return (folder / "config.json").is_file() and "drafter_type" in read_json(folder)
 
 
 def _compress(source: Path, out: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,11 @@ class Monitor:
         tensorboard: also write TensorBoard events to ``folder/tensorboard``.
         wandb: also log to Weights & Biases, project ``specblock``.
 
-    Raises :class:`ConfigError` if a dashboard's package is not installed.
+    Raises :class:`ConfigError` as :func:`check_dashboards` does.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = False, wandb: bool = False):
-        _need("tensorboard", "tensorboard: true", asked=tensorboard)
-        _need("wandb", "wandb: true", asked=wandb)
+        check_dashboards(tensorboard=tensorboard, wandb=wandb)
         self.folder = folder
         self._tables = {name: Table(folder / f"{name}.csv") for name in ("log", "eval")}
         self._wanted = tensorboard, wandb
@@ -127,11 +127,38 @@ class Monitor:
             _draw_curve(rows, self.folder / "curve.png")
 
 
+def check_dashboards(*, tensorboard: bool, wandb: bool) -> None:
+    """What can be known before hours of work go by: that the dashboards asked for will take rows.
+
+    Raises :class:`ConfigError` if a package is not installed or Weights & Biases lacks a key.
+    """
+    _need("tensorboard", "tensorboard: true", asked=tensorboard)
+    _need("wandb", "wandb: true", asked=wandb)
+    if wandb:
+        import wandb as dashboard
+
+        with _wandb_errors():
+            dashboard.login()
+
+
 def _need(package: str, setting: str, *, asked: bool) -> None:
     if asked and find_spec(package) is None:
         raise ConfigError(
             f"{package} is not installed; install it (pip install {package}) or drop {setting!r}."
         )
+
+
+@contextmanager
+def _wandb_errors() -> Iterator[None]:
+    import wandb
+
+    try:
+        yield
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"Weights & Biases does not start ({str(error).rstrip('.')}); log in with "
+            "`wandb login`, run `wandb offline` to keep its files here, or drop 'wandb: true'."
+        ) from error
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -155,7 +182,8 @@ def _wandb_sink(folder: Path) -> Callable[[str, Row], None]:
     import wandb
 
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    run = wandb.init(project="specblock", dir=str(folder), id=name, resume="allow")
+    with _wandb_errors():
+        run = wandb.init(project="specblock", dir=str(folder), id=name, resume="allow")
 
     def write(table: str, row: Row) -> None:
         run.log({f"{table}/{key}": value for key, value in _numbers(row).items()}, row["step"])

@@ -29,6 +29,7 @@ from specblock.training.evaluate import Evaluator
 from specblock.training.features import FeatureReader
 from specblock.training.kinds import drafter_config, new_drafter, training_kind
 from specblock.training.memory import available_memory, check_memory, estimate_memory
+from specblock.training.monitor import check_dashboards
 from specblock.training.objective import ObjectiveConfig
 from specblock.training.sharding import dissolve
 from specblock.training.simulate import greedy_answers
@@ -97,6 +98,7 @@ def train_drafter(
         SpecBlockError: the answers, the folder or the memory do not do; says what will.
     """
     torch.manual_seed(recipe.train.seed)
+    check_dashboards(tensorboard=recipe.train.tensorboard, wandb=recipe.train.wandb)
     workers = Workers(cpu=target.device.type == "cpu")
     report = report if workers.is_main else _silent
     target.to(workers.device)
