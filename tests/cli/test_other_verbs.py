@@ -28,6 +28,8 @@ VERBS = (
     "adapt",
     "bench-adapt",
     "profile",
+    "evaluate",
+    "check",
 )
 
 
@@ -211,3 +213,27 @@ def test_convert_refuses_to_lose_the_source(run, tmp_path):
     result = run("convert", str(tmp_path / "none"), str(tmp_path / "out"), "--eight-bit")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
+
+
+def test_check_ends_with_one_where_serving_differs(run, monkeypatch, tmp_path):
+    from tests.engine.test_speculator import make_tokenizer
+
+    from specblock.engine import loading
+    from specblock.target import zoo
+    from specblock.training import served
+    from specblock.training.served import Agreement
+
+    found = Agreement(3, 40, 100, 0.01, 0.01, 1.0, 2.5, 2.5)
+    monkeypatch.setattr(zoo, "load_model", lambda *names, **options: (None, make_tokenizer()))
+    monkeypatch.setattr(loading, "load_drafter", lambda *arguments: None)
+    monkeypatch.setattr(served, "compare", lambda *arguments, **options: found)
+    report = tmp_path / "report.json"
+    result = run("check", "--drafter", "d", "--limit", "2", "--json", str(report))
+    assert result.exit_code == 0, result.output
+    assert "is served as it was trained" in result.stdout
+    assert json.loads(report.read_text())["rounds"] == 40
+    found = Agreement(3, 40, 100, 0.5, 0.01, 1.0, 2.5, 2.5)
+    result = run("check", "--drafter", "d", "--limit", "2")
+    assert result.exit_code == 1
+    assert "features differ" in result.stdout
+    assert "as it was trained" not in result.stdout

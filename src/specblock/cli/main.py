@@ -14,6 +14,7 @@ from specblock.cli.bench_cost import bench_cost
 from specblock.cli.bench_training import bench_training
 from specblock.cli.calibrate import calibrate
 from specblock.cli.chat import chat
+from specblock.cli.check import check
 from specblock.cli.convert import convert
 from specblock.cli.demo import demo
 from specblock.cli.evaluate import evaluate
@@ -36,6 +37,7 @@ for command in (
     chat,
     demo,
     calibrate,
+    check,
     convert,
     bench,
     prepare_data,

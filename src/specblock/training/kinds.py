@@ -15,11 +15,10 @@ from specblock.drafters.fingerprint import tokenizer_fingerprint
 from specblock.drafters.registry import KINDS as NETWORKS
 from specblock.errors import ConfigError
 from specblock.target.model import text_config
+from specblock.training import eagle3, forward, parallel
 from specblock.training.batch import Objective
-from specblock.training.eagle3 import Eagle3Objective
 from specblock.training.memory import Workload
 from specblock.training.objective import SpecBlockObjective
-from specblock.training.parallel import ParallelObjective
 from specblock.training.warm_start import attach_target, attention_form
 
 if TYPE_CHECKING:
@@ -32,12 +31,15 @@ class TrainingKind:
 
     ``fields``: the recipe's name of a setting for every one of the drafter's config that has
     another name there. ``objective`` takes the recipe and the drafter's config. ``workload`` takes
-    these with batch size and longest length.
+    these with batch size and longest length. ``first_slot`` runs the training forward: network,
+    features ``[B, S, F * H]`` and next tokens ``[B, S]`` to the hidden states ``[B, S, H]``, before
+    the final norm, that say which token follows each pair.
     """
 
     fields: dict[str, str]
     objective: Callable[[DrafterRecipe, Any], Objective]
     workload: Callable[[DrafterRecipe, Any, int, int], Workload]
+    first_slot: Callable[[Any, Tensor, Tensor], Tensor]
 
 
 def _specblock_objective(recipe: DrafterRecipe, config: Any) -> Objective:
@@ -54,7 +56,9 @@ def _specblock_workload(recipe: DrafterRecipe, config: Any, batch: int, length: 
 
 
 def _eagle3_objective(recipe: DrafterRecipe, _config: Any) -> Objective:
-    return Eagle3Objective(recipe.ttt_steps, recipe.objective.slot_decay, recipe.chain_positions)
+    return eagle3.Eagle3Objective(
+        recipe.ttt_steps, recipe.objective.slot_decay, recipe.chain_positions
+    )
 
 
 def _eagle3_workload(recipe: DrafterRecipe, _config: Any, batch: int, length: int) -> Workload:
@@ -65,7 +69,7 @@ def _eagle3_workload(recipe: DrafterRecipe, _config: Any, batch: int, length: in
 
 def _parallel_objective(recipe: DrafterRecipe, config: Any) -> Objective:
     decay = recipe.objective.slot_decay
-    return ParallelObjective(config.positions, decay, recipe.chain_positions)
+    return parallel.ParallelObjective(config.positions, decay, recipe.chain_positions)
 
 
 def _parallel_workload(recipe: DrafterRecipe, config: Any, batch: int, length: int) -> Workload:
@@ -75,13 +79,22 @@ def _parallel_workload(recipe: DrafterRecipe, config: Any, batch: int, length: i
 
 TRAINING = {
     "specblock": TrainingKind(
-        {"num_hidden_layers": "layers"}, _specblock_objective, _specblock_workload
+        {"num_hidden_layers": "layers"},
+        _specblock_objective,
+        _specblock_workload,
+        lambda model, features, tokens: forward.run_trunk(model, features, tokens).hidden[:, :, 0],
     ),
-    "eagle3": TrainingKind({}, _eagle3_objective, _eagle3_workload),
+    "eagle3": TrainingKind(
+        {},
+        _eagle3_objective,
+        _eagle3_workload,
+        lambda model, features, tokens: eagle3.run_trunk(model, features, tokens).hidden,
+    ),
     "parallel": TrainingKind(
         {"num_hidden_layers": "layers", "positions": "block_size"},
         _parallel_objective,
         _parallel_workload,
+        parallel.run_trunk,
     ),
 }
 

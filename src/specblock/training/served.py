@@ -1,0 +1,180 @@
+"""Whether a drafter is served as it was trained: the same texts through both paths.
+
+A drafter can be accurate in training and accepted hardly ever in use: features of other positions,
+rotary positions that count from elsewhere, a cache that holds what training never saw. Here texts
+are decoded by the engine, and what was shown to the drafter and said by it is recorded. Then each
+text goes through the target and through the training forward in one piece, and decoding is played
+back on it. Every step that can differ is compared by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from specblock.drafters.base import Drafter, FixedBudget
+from specblock.engine.rounds import decode
+from specblock.engine.statistics import GenerationStats
+from specblock.target.model import Target
+from specblock.training.answers import Answer
+from specblock.training.features import FeatureReader
+from specblock.training.kinds import training_kind
+from specblock.training.simulate import simulate
+from specblock.tree.accept import Acceptance
+from specblock.tree.draft_tree import DraftTree
+from specblock.tree.sampling import SamplingParams
+
+# what rounding in half precision explains; a misplaced layer or position is far beyond
+MOST_FEATURE_ERROR = 0.1
+MOST_LOG_PROB_ERROR = 0.1
+MOST_TAU_ERROR = 0.03
+
+
+@dataclass
+class Recorder:
+    """A :class:`specblock.engine.rounds.RoundObserver` that keeps what serving shows and drafts.
+
+    ``features``, ``tokens``: the pairs, by arrival. ``drafted``: for every round the number of
+    pairs before it, and tokens (target ids) and log-probabilities of the root's children.
+    """
+
+    features: list[Tensor] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    drafted: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+
+    def prefilled(self, features: Tensor, tokens: Tensor) -> None:
+        """The prompt's pairs."""
+        self.features.append(features.clone())
+        self.tokens += tokens.tolist()
+
+    def verified(
+        self, tree: DraftTree, logits: Tensor, features: Tensor, accepted: Acceptance
+    ) -> None:
+        """What the round drafted, then the pairs it added."""
+        first = tree.parents == 0
+        self.drafted.append((len(self.tokens), tree.tokens[first], tree.log_probs[first]))
+        self.features.append(features.clone())
+        self.tokens += accepted.tokens
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far serving and training agree, over all texts.
+
+    Attributes:
+        texts, rounds, tokens: what was decoded.
+        feature_error: largest distance of a position's features from those of one forward, as a
+            share of their norm.
+        log_prob_error: mean distance (nats) of the first drafted tokens' log-probabilities from
+            those of the training forward on the same features.
+        best_agrees: share of rounds whose best first token is the training forward's.
+        tau_served, tau_played_back: mean accepted length, bonus token included.
+    """
+
+    texts: int = 0
+    rounds: int = 0
+    tokens: int = 0
+    feature_error: float = 0.0
+    log_prob_error: float = 0.0
+    best_agrees: float = 0.0
+    tau_served: float = 0.0
+    tau_played_back: float = 0.0
+
+    def problems(self) -> list[str]:
+        """What differs by more than rounding does, a sentence each."""
+        found = []
+        if self.feature_error > MOST_FEATURE_ERROR:
+            found.append(
+                f"The target's features differ by {self.feature_error:.0%} between decoding and "
+                "one forward: look at its cache, positions and attention mask."
+            )
+        if self.log_prob_error > MOST_LOG_PROB_ERROR:
+            found.append(
+                f"On the same features the drafter's first tokens differ by "
+                f"{self.log_prob_error:.2f} nats between decoding and training: look at its "
+                "cache and positions."
+            )
+        if abs(self.tau_served - self.tau_played_back) > MOST_TAU_ERROR * self.tau_played_back:
+            found.append(
+                f"Decoding accepts {self.tau_served:.2f} tokens a round where the same answers "
+                f"played back give {self.tau_played_back:.2f}: look at the verification."
+            )
+        return found
+
+
+@torch.no_grad()
+def compare(
+    network: nn.Module,
+    drafter: Drafter,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int = 48,
+    nodes: int = 24,
+    leaves: int = 8,
+) -> Agreement:
+    """Answer ``prompts`` (token ids) greedily with ``drafter``, then do it again as training does.
+
+    Nothing stops at an end of turn. The budget is fixed, so that no clock decides anything.
+
+    Args:
+        network: the target. max_new_tokens: of each answer, to the end of its last round.
+
+    Raises:
+        ContextError: a prompt is empty or leaves no room.
+    """
+    target = Target(network, drafter.feature_layers)
+    reader = FeatureReader(network, drafter.feature_layers, drafter.model.t2d)
+    total, distances, hits, played = Agreement(texts=len(prompts)), [], 0, [0, 0]
+    for ids in prompts:
+        served, stats = Recorder(), GenerationStats()
+        budget = FixedBudget(nodes, leaves)
+        rounds = decode(
+            target, drafter, budget, ids, SamplingParams(), max_new_tokens, stats, served
+        )
+        for _ in rounds:
+            pass
+        answer = served.tokens[len(ids) - 1 :]
+        sequence = reader.read(Answer("", ids, answer, stopped=False))
+        features = torch.cat(served.features)
+        error = _distance(features[: len(sequence.tokens)], sequence.features.to(features.device))
+        # of a long prompt a drafter reads the end alone
+        read = slice(max(0, len(ids) - drafter.prompt_pairs), None)
+        said = _trained(drafter.model, features[read], served.tokens[read])
+        for pairs, tokens, log_probs in served.drafted:
+            own = said[pairs - 1 - read.start]
+            distances += (log_probs - own[tokens]).abs().tolist()
+            hits += int(tokens[log_probs.argmax()]) == int(own.argmax())
+        again = simulate(drafter, sequence, FixedBudget(nodes, leaves), device=features.device)
+        played = [played[0] + again[0], played[1] + again[1]]
+        total = replace(
+            total,
+            rounds=total.rounds + stats.rounds,
+            tokens=total.tokens + stats.round_tokens,
+            feature_error=max(total.feature_error, error),
+        )
+    return replace(
+        total,
+        log_prob_error=sum(distances) / max(1, len(distances)),
+        best_agrees=hits / max(1, total.rounds),
+        tau_served=total.tokens / max(1, total.rounds),
+        tau_played_back=played[1] / max(1, played[0]),
+    )
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.float(), theirs.float()
+    return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
+
+
+def _trained(model: nn.Module, features: Tensor, tokens: list[int]) -> Tensor:
+    """Log-probabilities ``[S, V]`` of the first drafted token behind every pair, by the training
+    forward; tokens outside the draft vocabulary have none (-inf)."""
+    kind = training_kind(model.config.drafter_type)
+    asked = torch.tensor([tokens], device=features.device)
+    hidden = kind.first_slot(model, features[None].to(next(model.parameters()).dtype), asked)[0]
+    reduced = model.lm_head(model.norm(hidden)).float().log_softmax(-1)
+    whole = reduced.new_full((len(tokens), len(model.t2d)), float("-inf"))
+    whole[:, model.t2d] = reduced
+    return whole
