@@ -7,6 +7,7 @@ import pytest
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 COMMITTED = str(RESULTS / "own-prompts-float32.json")
+EVALUATION = str(RESULTS / "evaluate-memory.json")
 STREAM = str(RESULTS / "adaptation-float32.json")
 
 
@@ -56,8 +57,10 @@ def test_a_stream_is_drawn_and_the_same_each_time(run, tmp_path):
     ("arguments", "said"),
     [
         (("report",), "Name a report"),
-        (("report", COMMITTED, "--plot", "x.svg"), "one report of `specblock bench-adapt"),
+        (("report", COMMITTED, "--plot", "x.svg"), "one report of `bench-adapt`"),
         (("report", STREAM, "--html", "x.html"), "--plot"),
+        (("report", EVALUATION, "--html", "x.html"), "--plot"),
+        (("report", EVALUATION, "--plot", "x.svg"), "--states"),
         (("report", "none.json"), "cannot be read"),
         (("report", COMMITTED, COMMITTED), "same file name"),
         (("bench-cost", "--shape", "llama-9b"), "did you mean"),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from specblock.bench.evaluations import evaluation_markdown, is_evaluation, read_evaluation
 from specblock.bench.rows import Row
 from specblock.bench.streams import is_stream, read_stream, stream_markdown
 from specblock.bench.summary import RIVAL, Summary
@@ -41,9 +42,9 @@ _PART = re.compile(
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A report of ``specblock bench`` or ``bench-adapt``, its figures computed anew from its rows.
+    """A report of ``specblock bench``, ``bench-adapt`` or ``evaluate``.
 
-    So reports of older versions get the figures that their rows allow.
+    Figures are computed anew from rows, so reports of older versions get what theirs allow.
 
     Raises:
         SpecBlockError: there is no report in the file.
@@ -53,6 +54,8 @@ def read_report(path: str | Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
         if is_stream(report):
             return read_stream(report)
+        if is_evaluation(report):
+            return read_evaluation(report)
         rows = [Row.from_dict(row) for row in report["rows"]]
         costs = {name: CostTable.from_dict(t) for name, t in report.get("costs", {}).items()}
         names, seed = list(report["methods"]), report["settings"]["seed"]
@@ -60,7 +63,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
         raise SpecBlockError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, KeyError, TypeError):
         raise SpecBlockError(
-            f"{path} is no report of `specblock bench --json` or `bench-adapt --json`."
+            f"{path} is no report of `specblock bench`, `bench-adapt` or `evaluate` with --json."
         ) from None
     summary = Summary(rows, costs, seed)
     methods = summary.methods(names)
@@ -72,14 +75,17 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report's figures by method, or by policy."""
-    return report["policies" if is_stream(report) else "methods"]
+    """A report's figures by method, policy or drafter."""
+    kinds = ("policies", "drafters", "methods")
+    return next(report[kind] for kind in kinds if kind in report)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The tables of a report with what they were measured on."""
     if is_stream(report):
         return stream_markdown(report)
+    if is_evaluation(report):
+        return evaluation_markdown(report)
     parts = [_measured_on(report), table(methods_rows(report)), table(rounds_rows(report))]
     pairs, tasks = pairs_rows(report), tasks_rows(report)
     if len(pairs) > 1:

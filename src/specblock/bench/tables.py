@@ -14,9 +14,9 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, digits: int = 0) -> str:
     """A share, a dash where there is none."""
-    return "–" if value is None else f"{value:.0%}"
+    return "–" if value is None else f"{value:.{digits}%}"
 
 
 def interval(value: Mapping[str, float | None] | None) -> str:

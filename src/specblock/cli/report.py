@@ -17,7 +17,7 @@ def report(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Reports of `bench --json` or `bench-adapt --json`.", show_default=False
+            help="Reports of `bench`, `bench-adapt` or `evaluate` with --json.", show_default=False
         ),
     ] = None,
     markdown_out: Annotated[
@@ -27,7 +27,10 @@ def report(
         Path | None, typer.Option("--html", help="Write a page with plots, in one file.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the one report of `bench-adapt` to this file.")
+        Path | None,
+        typer.Option(
+            help="Draw the report of `bench-adapt`, or the learning curves of `evaluate`."
+        ),
     ] = None,
     documents: Annotated[
         list[Path] | None,
@@ -64,20 +67,25 @@ def report(
 
 
 def _draw(reports: dict[str, dict[str, Any]], plot: Path | None, html_out: Path | None) -> None:
-    """The curves of a replayed stream, and the page of all others."""
+    """The curves of a replayed stream or of trainings, and the page of all others."""
+    from specblock.bench.evaluations import draw_curves, is_evaluation
     from specblock.bench.streams import is_stream
 
-    streams = [found for found in reports.values() if is_stream(found)]
+    found = list(reports.values())
+    streams, judged = list(filter(is_stream, found)), list(filter(is_evaluation, found))
     if plot is not None:
         from specblock.adaptation.report import draw
 
-        if len(streams) != 1:
-            raise ConfigError("--plot takes one report of `specblock bench-adapt --json`.")
-        draw(streams[0], plot)
+        if judged and len(judged) == len(found):
+            draw_curves(judged, plot)
+        elif len(streams) == 1 and not judged:
+            draw(streams[0], plot)
+        else:
+            raise ConfigError("--plot takes one report of `bench-adapt`, or some of `evaluate`.")
     if html_out is not None:
         from specblock.bench.page import page
         from specblock.storage import write_atomically
 
-        if streams:
+        if streams or judged:
             raise ConfigError("Pages are of reports of `specblock bench`; see --plot for others.")
         write_atomically(html_out, page(reports))
