@@ -9,7 +9,7 @@ back on it. Every step that can differ is compared by itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,32 @@ class Agreement:
         return found
 
 
+@dataclass
+class _Tally:
+    """Sums over texts, on the way to an :class:`Agreement`."""
+
+    texts: int = 0
+    rounds: int = 0
+    tokens: int = 0
+    played_rounds: int = 0
+    played_tokens: int = 0
+    feature_error: float = 0.0
+    distances: list[float] = field(default_factory=list)
+    hits: int = 0
+
+    def agreement(self) -> Agreement:
+        return Agreement(
+            texts=self.texts,
+            rounds=self.rounds,
+            tokens=self.tokens,
+            feature_error=self.feature_error,
+            log_prob_error=sum(self.distances) / max(1, len(self.distances)),
+            best_agrees=self.hits / max(1, self.rounds),
+            tau_served=self.tokens / max(1, self.rounds),
+            tau_played_back=self.played_tokens / max(1, self.played_rounds),
+        )
+
+
 @torch.no_grad()
 def compare(
     network: nn.Module,
@@ -126,41 +152,36 @@ def compare(
     """
     target = Target(network, drafter.feature_layers)
     reader = FeatureReader(network, drafter.feature_layers, drafter.model.t2d)
-    total, distances, hits, played = Agreement(texts=len(prompts)), [], 0, [0, 0]
+    tally = _Tally(texts=len(prompts))
     for ids in prompts:
-        served, stats = Recorder(), GenerationStats()
-        budget = FixedBudget(nodes, leaves)
-        rounds = decode(
+        served, stats, budget = Recorder(), GenerationStats(), FixedBudget(nodes, leaves)
+        for _ in decode(
             target, drafter, budget, ids, SamplingParams(), max_new_tokens, stats, served
-        )
-        for _ in rounds:
+        ):
             pass
-        answer = served.tokens[len(ids) - 1 :]
-        sequence = reader.read(Answer("", ids, answer, stopped=False))
-        features = torch.cat(served.features)
-        error = _distance(features[: len(sequence.tokens)], sequence.features.to(features.device))
-        # of a long prompt a drafter reads the end alone
-        read = slice(max(0, len(ids) - drafter.prompt_pairs), None)
-        said = _trained(drafter.model, features[read], served.tokens[read])
-        for pairs, tokens, log_probs in served.drafted:
-            own = said[pairs - 1 - read.start]
-            distances += (log_probs - own[tokens]).abs().tolist()
-            hits += int(tokens[log_probs.argmax()]) == int(own.argmax())
-        again = simulate(drafter, sequence, FixedBudget(nodes, leaves), device=features.device)
-        played = [played[0] + again[0], played[1] + again[1]]
-        total = replace(
-            total,
-            rounds=total.rounds + stats.rounds,
-            tokens=total.tokens + stats.round_tokens,
-            feature_error=max(total.feature_error, error),
-        )
-    return replace(
-        total,
-        log_prob_error=sum(distances) / max(1, len(distances)),
-        best_agrees=hits / max(1, total.rounds),
-        tau_served=total.tokens / max(1, total.rounds),
-        tau_played_back=played[1] / max(1, played[0]),
-    )
+        tally.rounds += stats.rounds
+        tally.tokens += stats.round_tokens
+        _compare_drafts(tally, drafter, served, len(ids))
+        sequence = reader.read(Answer("", ids, served.tokens[len(ids) - 1 :], stopped=False))
+        shown = torch.cat(served.features)[: len(sequence.tokens)]
+        error = _distance(shown, sequence.features.to(shown.device))
+        tally.feature_error = max(tally.feature_error, error)
+        again = simulate(drafter, sequence, FixedBudget(nodes, leaves), device=shown.device)
+        tally.played_rounds += again[0]
+        tally.played_tokens += again[1]
+    return tally.agreement()
+
+
+def _compare_drafts(tally: _Tally, drafter: Drafter, served: Recorder, prompt: int) -> None:
+    """The first tokens of every round against the training forward on the features shown."""
+    # of a long prompt a drafter reads the end alone
+    skipped = max(0, prompt - drafter.prompt_pairs)
+    features = torch.cat(served.features)[skipped:]
+    said = _trained(drafter.model, features, served.tokens[skipped:])
+    for pairs, tokens, log_probs in served.drafted:
+        own = said[pairs - 1 - skipped]
+        tally.distances += (log_probs - own[tokens]).abs().tolist()
+        tally.hits += int(tokens[log_probs.argmax()]) == int(own.argmax())
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:
