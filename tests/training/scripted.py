@@ -103,7 +103,7 @@ def reference_loss(tables, batch, used, config):
             for b in range(count)
             for i in range(length)
         }
-        right_run = dict.fromkeys(chain, 0)
+        right_run, begun = dict.fromkeys(chain, 0), [at for at, live in chain.items() if live]
         for slot in range(tables[0].shape[2]):
             terms = []
             for (b, i), live in chain.items():
@@ -118,7 +118,11 @@ def reference_loss(tables, batch, used, config):
                     right_run[b, i] += 1
                 if config.valid_prefix_mask:
                     chain[b, i] = right
+            first = index == slot == 0  # runs everywhere, so that all its rows are valid
+            last = targets.usable.shape[1] - 1
+            there = [targets.usable[b, min(i + offset[b][i] + slot, last)] for b, i in begun]
+            rows = len(terms) if first or config.mean_over_valid else sum(map(int, there))
             if terms:
-                total += config.slot_decay**slot * math.fsum(terms) / len(terms)
+                total += config.slot_decay**slot * math.fsum(terms) / rows
         reachable.append(right_run)
     return total, trained, reachable

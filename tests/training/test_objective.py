@@ -26,8 +26,14 @@ from specblock.training.reduction import Means
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("valid_prefix_mask", [True, False])
-def test_draft_loss_equals_the_loops(monkeypatch, seed, valid_prefix_mask):
-    config = ObjectiveConfig(blocks=3, positions=7, valid_prefix_mask=valid_prefix_mask)
+@pytest.mark.parametrize("mean_over_valid", [True, False])
+def test_draft_loss_equals_the_loops(monkeypatch, seed, valid_prefix_mask, mean_over_valid):
+    config = ObjectiveConfig(
+        blocks=3,
+        positions=7,
+        valid_prefix_mask=valid_prefix_mask,
+        mean_over_valid=mean_over_valid,
+    )
     batch = random_batch(seed, favourite=2)
     tables = random_tables(10 * seed, config.blocks)
     with torch.no_grad():

@@ -24,6 +24,7 @@ class ObjectiveConfig:
     slot_decay: float = 0.8  # weight of slot k is slot_decay ** k
     rank_budget: float = 10.0  # frequency weight of the rank loss; <= 0 off
     valid_prefix_mask: bool = True  # False trains every slot regardless of the earlier ones
+    mean_over_valid: bool = False  # True takes a slot's mean over its valid rows alone (the paper)
     positions: int = 32  # positions per sequence that run a whole block; all others slot 0 alone
 
 
@@ -56,12 +57,18 @@ class _Ledger:
     means: Means = field(default_factory=Means)
 
     def add(
-        self, block: int, slot: int, heads: _Heads, live: Tensor | None, weight: float = 1.0
+        self, block: int, slot: int, heads: _Heads, live: Tensor | None, usable: Tensor | None
     ) -> None:
-        """One slot's rows: their shares of the loss, and what to log of them."""
+        """One slot's rows: their shares of the loss, and what to log of them.
+
+        ``live``: bool, the positions that the slot was run at; ``usable``: which of them have a
+        target. None of both for the trunk, all of whose rows are there.
+        """
         tally, right = self.tally, float((heads.ranks == 1).sum())
         labels, classes = rank_bucket(heads.ranks), heads.rank_logits.shape[-1]
-        self.means.add(weight, heads.terms)
+        every = live is None or self.config.mean_over_valid
+        rows = None if every else int((live & usable).sum())
+        self.means.add(self.config.slot_decay**slot, heads.terms, rows)
         terms = rank_terms(heads.rank_logits, labels)
         self.means.add_by_class(terms, labels, classes, self.config.rank_budget, ("rank", block))
         tally.rows[block, slot] += heads.terms.numel()
@@ -122,7 +129,7 @@ def _trunk_loss(model: SpecBlockModel, trunk: Trunk, batch: Batch, ledger: _Ledg
     rows = usable.flatten().nonzero().flatten()
     targets = _flat_targets(batch.targets, length).at(rows)
     heads = _heads(model, trunk.hidden[:, :, 0].flatten(0, 1)[rows], targets)
-    ledger.add(0, 0, heads, None)
+    ledger.add(0, 0, heads, None, None)
     found = torch.zeros_like(usable).flatten()
     found[rows] = heads.ranks == 1
     return found.view_as(usable)
@@ -183,7 +190,7 @@ def _block_loss(
             picked = (chain & usable).nonzero(as_tuple=True)
             targets = batch.targets.at((batch_rows[picked], row[picked]))
             heads = _heads(model, block.hidden[:, :, slot][picked], targets)
-            ledger.add(index, slot, heads, live, config.slot_decay**slot)
+            ledger.add(index, slot, heads, live, usable)
             right = torch.zeros_like(chain)
             right[picked] = heads.ranks == 1
         rights.append(right)

@@ -34,9 +34,14 @@ class Means:
     def __init__(self) -> None:
         self._parts: list[_Part] = []
 
-    def add(self, weight: float, terms: Tensor) -> None:
-        """``weight`` times the mean of ``terms [R]`` over all processes' rows; 0 of no rows."""
-        count = torch.tensor([terms.numel()], dtype=torch.float64, device=terms.device)
+    def add(self, weight: float, terms: Tensor, rows: int | None = None) -> None:
+        """``weight`` times the mean of ``terms [R]`` over all processes' rows; 0 of no rows.
+
+        ``rows``: of how many this process' terms are the ones that count; R by default. The others
+        enter the mean as zeros.
+        """
+        rows = terms.numel() if rows is None else rows
+        count = torch.tensor([rows], dtype=torch.float64, device=terms.device)
         self._parts.append(_Part(weight, terms.sum()[None], count, 0.0, object()))
 
     def add_by_class(

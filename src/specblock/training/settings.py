@@ -189,6 +189,11 @@ class TrainSettings(RunSettings):
     sink: bool = described(True, "A learned entry before position 0.")
     target_lm_head: bool = described(True, "Frozen head: the target's rows, not stored.")
     valid_prefix_mask: bool = described(True, "Train a slot only behind right ones.")
+    mean_over_valid: bool = described(
+        False,
+        "A slot's loss is the mean over its valid rows alone, as in the paper; otherwise a "
+        "row weighs the same in every slot.",
+    )
     layer_shift: bool = described(True, "Between layers, slot k receives slot k - 1.")
     prefix_broadcast: bool = described(True, "Every slot reads the features, not slot 0 alone.")
     rank_budget: float = described(10.0, "Frequency weight of the rank loss; 0 or less is off.")
