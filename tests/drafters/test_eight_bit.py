@@ -26,15 +26,18 @@ def packed(tmp_path):
     return model, tmp_path / "packed"
 
 
-def test_a_weight_is_off_by_half_a_step_of_its_row():
-    rows = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("width", "groups"), [(50, 1), (96, 3)])
+def test_a_weight_is_off_by_half_a_step_of_its_group(width, groups):
+    rows = torch.randn(7, width, generator=torch.Generator().manual_seed(0))
     rows = rows * torch.logspace(-6, 3, 7)[:, None]
-    back = unpack(pack({"w": rows}))["w"]
-    step = rows.abs().amax(-1, keepdim=True) / 127
-    assert ((back - rows).abs() <= step * 0.5001).all()
-    assert torch.equal(back.abs().amax(-1), rows.abs().amax(-1)) or torch.allclose(
-        back.abs().amax(-1), rows.abs().amax(-1)
-    )
+    rows[:, width // 2] *= 100  # an outlier costs its own group alone
+    packed = pack({"w": rows})
+    assert packed["w.scale"].shape == (7, groups)
+    own = rows.unflatten(-1, (groups, -1))
+    back = unpack(packed)["w"].unflatten(-1, (groups, -1))
+    step = own.abs().amax(-1, keepdim=True) / 127
+    assert ((back - own).abs() <= step * 0.5001).all()
+    torch.testing.assert_close(back.abs().amax(-1), own.abs().amax(-1))
 
 
 def test_zeros_vectors_and_integers_come_back_as_they_were():
@@ -95,7 +98,7 @@ def test_scales_that_do_not_fit_are_named(packed, fault):
     if fault == "missing":
         del tensors[name + ".scale"]
     elif fault == "mis-shaped":
-        tensors[name + ".scale"] = torch.ones(1)
+        tensors[name + ".scale"] = torch.ones(1, 1)
     else:
         tensors[name] = tensors[name].float()
     save_file(tensors, folder / "model.safetensors")
