@@ -93,7 +93,9 @@ class Learner:
         self.current = self.former = self.original
         self._reset_optimisers()
         objective = SpecBlockObjective(
-            ObjectiveConfig(positions=config.positions), self.master.config.block_size
+            # the loss that the arms' rates were chosen and measured with
+            ObjectiveConfig(positions=config.positions, mean_over_valid=True),
+            self.master.config.block_size,
         )
         self._loss = TrainingLoss(self.master, objective, mixed_precision=config.mixed_precision)
 
