@@ -28,7 +28,7 @@ from specblock.training.regenerate import (
     regenerate,
     temperature_of,
 )
-from specblock.training.trainer import TrainConfig, learning_rate
+from specblock.training.trainer import TrainConfig
 from specblock.tree.sampling import SamplingParams
 
 GREEDY = RegenerateConfig(max_new_tokens=20, batch_size=3, temperatures=((0.0, 1.0),), window=8)
@@ -278,14 +278,6 @@ def test_a_missing_dashboard_stops_before_any_work(answer_file, tmp_path, monkey
     with pytest.raises(SpecBlockError, match="tensorboard is not installed"):
         train_drafter(make_target("llama"), make_tokenizer(), answer_file, tmp_path, settings)
     assert not (tmp_path / "features").exists()
-
-
-def test_the_learning_rate_rises_and_falls():
-    config = TrainConfig(lr=1.0, warmup_steps=10, lr_floor=0.1)
-    rates = [learning_rate(step, 100, config) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[9] == pytest.approx(1.0)
-    assert rates[-1] == pytest.approx(0.1)
 
 
 def test_broken_prompt_files_name_the_line(tmp_path):

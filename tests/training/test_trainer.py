@@ -16,6 +16,7 @@ from specblock.errors import CheckpointError
 from specblock.training import trainer as trainer_module
 from specblock.training.checkpoints import load_newest, numbered, save_state
 from specblock.training.plan import micro_batches, steps_from
+from specblock.training.trainer import TrainConfig, learning_rate
 
 ROOT = Path(__file__).parents[2]
 
@@ -200,3 +201,11 @@ def test_every_sequence_is_seen_once_an_epoch_by_some_process():
         seen = [number for part in parts for micro in part for number in micro]
         assert set(seen) == set(step)
         assert len(seen) == max(6, len(step))
+
+
+def test_the_learning_rate_rises_and_falls():
+    config = TrainConfig(lr=1.0, warmup_steps=10, lr_floor=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1)

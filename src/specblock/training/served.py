@@ -73,14 +73,14 @@ class Agreement:
         tau_served, tau_played_back: mean accepted length, bonus token included.
     """
 
-    texts: int = 0
-    rounds: int = 0
-    tokens: int = 0
-    feature_error: float = 0.0
-    log_prob_error: float = 0.0
-    best_agrees: float = 0.0
-    tau_served: float = 0.0
-    tau_played_back: float = 0.0
+    texts: int
+    rounds: int
+    tokens: int
+    feature_error: float
+    log_prob_error: float
+    best_agrees: float
+    tau_served: float
+    tau_played_back: float
 
     def problems(self) -> list[str]:
         """What differs by more than rounding does, a sentence each."""
