@@ -123,3 +123,17 @@ def test_answers_of_similar_length_share_a_forward(reader, answers, tmp_path, mo
     assert lengths == sorted(len(answer.ids) for answer in mixed)
     for read, answer in zip(corpus.read(range(7)), mixed, strict=True):
         assert torch.equal(read.tokens, torch.tensor(answer.ids[1:]))
+
+
+def test_several_processes_make_a_share_each(reader, answers, tmp_path):
+    places = {"layers": LAYERS, "feature_width": WIDTH}
+    first = store_features(reader, answers, tmp_path / "shared", **places, part=(0, 2))
+    made = sorted(path.name for path in (tmp_path / "shared").iterdir())
+    assert made == ["features-00000.safetensors", "features-00002.safetensors"]
+    second = store_features(reader, answers, tmp_path / "shared", **places, part=(1, 2))
+    whole = stored(reader, answers, tmp_path / "whole")
+    for corpus in (first, second):
+        assert corpus.sizes == whole.sizes
+        for one, other in zip(corpus.read(range(7)), whole.read(range(7)), strict=True):
+            assert torch.equal(one.features, other.features)
+            assert torch.equal(one.target_ids, other.target_ids)

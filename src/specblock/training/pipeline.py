@@ -215,17 +215,16 @@ def _corpus(
     if recipe.features_file is None:
         return Online(reader, answers) if recipe.online else Kept(read_all(reader, answers, report))
     width = len(layers) * text_config(reader.model).hidden_size
-    for turn in (True, False):  # the main process writes, the others read afterwards
-        if workers.is_main == turn:
-            corpus = store_features(
-                reader,
-                answers,
-                recipe.features_file,
-                layers=layers,
-                feature_width=width,
-                report=report,
-            )
-        workers.wait()
+    corpus = store_features(
+        reader,
+        answers,
+        recipe.features_file,
+        layers=layers,
+        feature_width=width,
+        report=report,
+        part=(workers.rank, workers.count),
+    )
+    workers.wait()  # until the others' shards are there too
     return corpus
 
 

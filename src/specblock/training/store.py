@@ -70,11 +70,13 @@ def store_features(
     feature_width: int,
     report: Callable[[str], None] = lambda line: None,
     batch: int = 8,
+    part: tuple[int, int] = (0, 1),
 ) -> Stored:
     """The features of ``answers`` from ``folder``, read by the target where they are missing.
 
     ``layers`` are those that ``reader`` reads, ``feature_width`` is F * H. Can be stopped at any
-    time; whole shards are not made again.
+    time; whole shards are not made again. ``part``: (i, n) is the i-th of n processes that make a
+    share of the shards each; all may be read when the last of them is done.
 
     Raises:
         SpecBlockError: the disk has no room, or the folder holds features of something else.
@@ -83,7 +85,9 @@ def store_features(
     origin = fingerprint(reader.model, layers, reader.t2d, reader.top, answers)
     shards = [answers[i : i + SHARD_ANSWERS] for i in range(0, len(answers), SHARD_ANSWERS)]
     paths = [folder / f"features-{number:05d}.safetensors" for number in range(len(shards))]
-    missing = [(p, s) for p, s in zip(paths, shards, strict=True) if not _belongs(p, origin)]
+    own = slice(part[0], None, part[1])
+    wanted = zip(paths[own], shards[own], strict=True)
+    missing = [(path, shard) for path, shard in wanted if not _belongs(path, origin)]
     if missing:
         rest = [answer for _, shard in missing for answer in shard]
         _announce(stored_bytes(rest, feature_width, draft_vocab, reader.top), folder, report)
