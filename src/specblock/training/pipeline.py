@@ -273,7 +273,7 @@ def _evaluator(
     if not held:
         return None
     greedy = greedy_answers(held, drafter.d2t, recipe.simulated)
-    if not greedy:
+    if recipe.simulated and not greedy:
         report("no held-out answer is the target's at temperature 0: no τ will be simulated")
     return Evaluator(
         held,
