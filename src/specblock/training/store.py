@@ -85,13 +85,13 @@ def store_features(
     origin = fingerprint(reader.model, layers, reader.t2d, reader.top, answers)
     shards = [answers[i : i + SHARD_ANSWERS] for i in range(0, len(answers), SHARD_ANSWERS)]
     paths = [folder / f"features-{number:05d}.safetensors" for number in range(len(shards))]
-    own = slice(part[0], None, part[1])
-    wanted = zip(paths[own], shards[own], strict=True)
-    missing = [(path, shard) for path, shard in wanted if not _belongs(path, origin)]
+    missing = [(p, s) for p, s in zip(paths, shards, strict=True) if not _belongs(p, origin)]
     if missing:
         rest = [answer for _, shard in missing for answer in shard]
         _announce(stored_bytes(rest, feature_width, draft_vocab, reader.top), folder, report)
-    for done, (path, shard) in enumerate(missing, 1):
+    mine = set(paths[part[0] :: part[1]])
+    own = [(path, shard) for path, shard in missing if path in mine]
+    for done, (path, shard) in enumerate(own, 1):
         tensors: dict[str, Tensor] = {}
         for places, sequences in by_length(reader, shard, batch):
             for place, sequence in zip(places, sequences, strict=True):
@@ -99,7 +99,7 @@ def store_features(
                 tensors.update({f"{place}.{name}": t for name, t in parts.items()})
         with atomic_file(path) as temporary:
             temporary.write_bytes(save(tensors, {"fingerprint": origin}))
-        report(f"stored {done} of {len(missing)} shards of features")
+        report(f"stored {done} of {len(own)} shards of features")
     return Stored(paths, sizes_of(answers))
 
 
