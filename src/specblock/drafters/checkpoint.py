@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from specblock.drafters.config import StoredConfig
 from specblock.drafters.eight_bit import unpack
+from specblock.drafters.header import sort_metadata
 from specblock.errors import CheckpointError
 from specblock.storage import atomic_file, write_atomically
 
@@ -236,6 +237,7 @@ def write_tensors(
 def _write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     try:
         save_file(dict(tensors), path, metadata=metadata)
+        sort_metadata(path)
     except SafetensorError as error:
         # safetensors gives the system's error number as text only
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
