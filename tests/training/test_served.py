@@ -104,3 +104,11 @@ def test_each_difference_has_a_sentence():
     ):
         (problem,) = dataclasses.replace(sound, **change).problems()
         assert what in problem
+
+
+def test_a_single_round_more_is_a_rounded_tie():
+    few = Agreement(2, 23, 48, 0.01, 0.01, 1.0, 48 / 23, 48 / 22)
+    assert not few.problems()
+    assert dataclasses.replace(few, tau_served=48 / 24).problems()
+    many = Agreement(20, 230, 480, 0.01, 0.01, 1.0, 480 / 230, 480 / 220)
+    assert many.problems()

@@ -96,7 +96,9 @@ class Agreement:
                 f"{self.log_prob_error:.2f} nats between decoding and training: look at its "
                 "cache and positions."
             )
-        if abs(self.tau_served - self.tau_played_back) > MOST_TAU_ERROR * self.tau_played_back:
+        apart = abs(self.tau_served / self.tau_played_back - 1)
+        # over few rounds, one that a rounded tie lengthens is more than the share allowed
+        if apart > max(MOST_TAU_ERROR, 1.01 / self.rounds):
             found.append(
                 f"Decoding accepts {self.tau_served:.2f} tokens a round where the same answers "
                 f"played back give {self.tau_played_back:.2f}: look at the verification."
