@@ -112,3 +112,7 @@ def test_a_single_round_more_is_a_rounded_tie():
     assert dataclasses.replace(few, tau_served=48 / 24).problems()
     many = Agreement(20, 230, 480, 0.01, 0.01, 1.0, 480 / 230, 480 / 220)
     assert many.problems()
+
+
+def test_answers_that_end_with_the_prefill_have_nothing_to_compare():
+    assert not Agreement(1, 0, 0, 0.01, 0.0, 0.0, 0.0, 0.0).problems()
