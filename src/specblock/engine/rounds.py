@@ -72,6 +72,8 @@ def decode(
         begun = clock()
         with record_function(PARTS[0]):
             tree, asked = draft(drafter, budget, copies, context[-1], target.device)
+            # no forward may hold a position that plain decoding would not reach
+            tree = tree.up_to(min(target.depth_left, room - stats.new_tokens - 1))
         drafted = clock()
         with record_function(PARTS[1]):
             output = target.verify(tree)

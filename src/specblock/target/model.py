@@ -6,6 +6,7 @@ Everything enters through public interfaces: a 4-D attention mask, explicit posi
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,14 @@ from specblock.errors import ContextError, ModelError
 from specblock.target import attention, invariant, masks
 from specblock.target.cache import PathCache
 from specblock.target.linear import RoutedLinear, RouteTable, route_linears, routed
+from specblock.target.positions import Positions
+from specblock.target.structure import decoder_layers, text_config
+from specblock.target.verifiable import check_untested, check_verifiable
 
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
 
+_ENDLESS = 1 << 30
 _REPLACEABLE = ("sdpa", attention.NAME, invariant.NAME)  # the same attention in other orders
 
 
@@ -29,25 +34,6 @@ class TargetOutput:
 
     logits: Tensor
     features: Tensor
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a causal LM, outermost first."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    layers = getattr(decoder, "layers", None)
-    count = text_config(model).num_hidden_layers
-    if not isinstance(layers, nn.ModuleList) or len(layers) != count:
-        raise ModelError(
-            f"{type(model).__name__} does not expose its {count} decoder layers as `.layers`; "
-            "use a decoder-only causal language model."
-        )
-    return layers
-
-
-def text_config(model: nn.Module):
-    """The configuration of the text decoder (multimodal models nest it)."""
-    config = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 class FeatureTap:
@@ -97,6 +83,9 @@ class Target:
             decoding's to the bit (:mod:`specblock.target.invariant`); None does so in half
             precision on the CPU, where every other answer meets a near-tie.
 
+    ``context_length`` is the most tokens of a text, at first what the model was made for;
+    :meth:`allow_any_length` raises it.
+
     Raises :class:`ModelError` if the architecture cannot verify a tree, or not exactly.
     """
 
@@ -107,6 +96,7 @@ class Target:
         prefill_chunk: int = 512,
         exact: bool | None = None,
     ):
+        check_verifiable(model)
         self.model = model.eval()
         self.config = text_config(model)
         self.kinds = masks.attention_kinds(self.config)
@@ -118,6 +108,18 @@ class Target:
         if self.device.type == "cpu" and not self.linears:
             self.linears = route_linears(model)
         self.cache: PathCache | None = None
+        self.positions = Positions(model)
+        self.context_length = self.positions.trained or _ENDLESS
+        self._ids: Tensor | None = None  # in the cache; kept where it may have to be filled anew
+        self._tree: DraftTree | None = None
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        check_untested(self)
+
+    def allow_any_length(self) -> None:
+        """Let texts grow as long as the model can compute at all, as transformers does: rotary
+        embeddings have no end, and learned ones end with the token after the last position."""
+        limit = self.positions.limit
+        self.context_length = _ENDLESS if limit is None else limit + 1
 
     def _select_attention(self, exact: bool | None) -> bool:
         """Give the model its attention; whether that is the exact one."""
@@ -167,13 +169,14 @@ class Target:
         return self.config.vocab_size
 
     @property
-    def context_length(self) -> int:
-        return getattr(self.config, "max_position_embeddings", None) or 1 << 30
-
-    @property
     def length(self) -> int:
         """Positions in the cache."""
         return 0 if self.cache is None else self.cache.length
+
+    @property
+    def depth_left(self) -> int:
+        """How deep the next tree may be; see :meth:`Positions.depth_left`."""
+        return self.positions.depth_left(self.length)
 
     def use_routes(self, table: RouteTable) -> None:
         """Let every linear layer take the measured best kernel."""
@@ -193,17 +196,27 @@ class Target:
 
         Raises :class:`ContextError` if they do not fit the context.
         """
-        if self.length + ids.numel() > self.context_length:
+        total = self.length + ids.numel()
+        room = min(self.context_length, self.positions.limit or _ENDLESS)
+        if total > room:
             raise ContextError(
-                f"The prompt has {self.length + ids.numel()} tokens, the model's context holds "
-                f"{self.context_length}; shorten the prompt."
+                f"The prompt has {total} tokens, the model's context holds {room}; "
+                "shorten the prompt."
             )
+        if self.positions.restart is not None:
+            self._ids = ids if self.length == 0 else torch.cat((self._ids[: self.length], ids))
+        return self._append(ids, total - 1)
+
+    def _append(self, ids: Tensor, last: int) -> TargetOutput:
+        """Read and commit ``ids`` chunk by chunk, as if ``last`` were every chunk's last position;
+        the output as of :meth:`prefill`."""
         features = []
         for chunk in ids.split(self.prefill_chunk):
             rows, length = chunk.numel(), self.length
-            positions = torch.arange(length, length + rows, device=self.device)
+            places = torch.arange(length, length + rows, device=self.device)
             visible = masks.chain_mask(rows, length, self.device)
-            logits, hidden = self._forward(chunk, positions, visible, keep=1)
+            with self.positions.computed_as_if_last(torch.full_like(places, last)):
+                logits, hidden = self._forward(chunk, places, visible, keep=1)
             self.cache.advance(rows)
             features.append(hidden)
         features = torch.cat(features) if self.feature_layers else logits.new_zeros(ids.numel(), 0)
@@ -212,20 +225,27 @@ class Target:
     @torch.inference_mode()
     def verify(self, tree: DraftTree) -> TargetOutput:
         """Logits ``[N + 1, V]`` and features of every node, in one forward; commits nothing."""
-        positions = tree.positions(self.length)
+        if self.length == self.positions.restart:
+            again, self.cache.length = self._ids[: self.length], 0
+            self._append(again, len(again))
+        self._tree = tree
+        places = tree.positions(self.length)
         visible = None
         if len(tree) > 1 or self._window_hides(len(tree)):
             visible = masks.tree_mask(tree.ancestor_mask(), self.length)
-        logits, features = self._forward(tree.tokens, positions, visible, keep=0)
+        with self.positions.computed_as_if_last(places):
+            logits, features = self._forward(tree.tokens, places, visible, keep=0)
         return TargetOutput(logits, features)
 
     @torch.inference_mode()
     def commit(self, path: Tensor) -> None:
         """Keep the nodes ``path`` (int64 [a + 1], root first) of the last verified tree."""
+        if self.positions.restart is not None:
+            self._ids = torch.cat((self._ids[: self.length], self._tree.tokens[path]))
         self.cache.keep(path)
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, visible: Tensor | None, keep: int
+        self, ids: Tensor, places: Tensor, visible: Tensor | None, keep: int
     ) -> tuple[Tensor, Tensor | None]:
         if self.length + ids.numel() > self.cache.capacity:
             raise ContextError(
@@ -235,24 +255,22 @@ class Target:
         self._take_attention()
         output = self.model(
             input_ids=ids[None],
-            attention_mask=self._model_mask(visible, positions),
-            position_ids=positions[None],
+            attention_mask=self._model_mask(visible, places),
+            position_ids=places[None],
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=keep,
+            **({"logits_to_keep": keep} if self._keeps else {}),
         )
         features = self._tap.take()
-        return output.logits[0], None if features is None else features[0]
+        return output.logits[0, -keep:], None if features is None else features[0]
 
     def _window_hides(self, rows: int) -> bool:
         """Whether a window hides part of the context, so that even one row needs a mask."""
         sliding = masks.SLIDING in self.kinds and self.window is not None
         return sliding and self.length + rows > self.window
 
-    def _model_mask(self, visible: Tensor | None, positions: Tensor):
+    def _model_mask(self, visible: Tensor | None, places: Tensor):
         if visible is None:
             return None
-        built = masks.build_masks(
-            visible, positions, self.length, self.kinds, self.window, self.dtype
-        )
+        built = masks.build_masks(visible, places, self.length, self.kinds, self.window, self.dtype)
         return built if len(built) > 1 else next(iter(built.values()))

@@ -26,6 +26,7 @@ from specblock.target.cache import PathCache
 from specblock.target.linear import ROW_BUCKETS, RouteTable, route_linears
 from specblock.target.masks import FULL, additive, attention_kinds
 from specblock.target.model import text_config
+from specblock.target.verifiable import check_verifiable
 from specblock.training import turns
 from specblock.training.prompts import Prompt
 from specblock.training.shards import AnswerStore, finished_ids
@@ -174,8 +175,9 @@ def regenerate(
     "answer_ids", "temperature", "finish_reason"}``. ``tokenizer`` renders later turns; it may be
     left out where no conversation has any.
 
-    Raises :class:`ModelError` for targets with sliding-window layers.
+    Raises :class:`ModelError` for targets with other layers than full attention.
     """
+    check_verifiable(model)
     if attention_kinds(text_config(model)) != (FULL,):
         raise ModelError(
             "Answers are drawn in padded batches, which sliding-window layers cannot take; "
