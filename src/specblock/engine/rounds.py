@@ -60,7 +60,7 @@ def decode(
     _check(prompt, target)
     clock = time.perf_counter
     started = clock()
-    context, room = list(prompt), min(max_new_tokens, target.context_length - len(prompt))
+    context, room = list(prompt), target.room_after(len(prompt), max_new_tokens)
     stats.prompt_tokens = len(prompt)
     root, features = _prefill(target, drafter, context, params, room, observer)
     if drafter is not None:

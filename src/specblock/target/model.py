@@ -7,6 +7,7 @@ Everything enters through public interfaces: a 4-D attention mask, explicit posi
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
 
 _ENDLESS = 1 << 30
+_log = logging.getLogger("specblock")
 _REPLACEABLE = ("sdpa", attention.NAME, invariant.NAME)  # the same attention in other orders
 
 
@@ -57,7 +59,9 @@ class FeatureTap:
 
     def _hook(self, index: int):
         def keep(_module, _inputs, output):
-            self._outputs[index] = output[0] if isinstance(output, tuple) else output
+            states = output[0] if isinstance(output, tuple) else output
+            # some models carry several streams of states; the first is the one that predicts
+            self._outputs[index] = states[0] if states.dim() > 3 else states
 
         return keep
 
@@ -113,6 +117,9 @@ class Target:
         self._ids: Tensor | None = None  # in the cache; kept where it may have to be filled anew
         self._tree: DraftTree | None = None
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        # layers that reuse keys of others compute only the rows whose logits are asked for
+        reuses = bool(getattr(self.config, "num_kv_shared_layers", 0))
+        self._prompt_logits = 0 if reuses and self.feature_layers else 1
         check_untested(self)
 
     def allow_any_length(self) -> None:
@@ -121,9 +128,22 @@ class Target:
         limit = self.positions.limit
         self.context_length = _ENDLESS if limit is None else limit + 1
 
+    def room_after(self, prompt_tokens: int, wanted: int) -> int:
+        """How many of ``wanted`` tokens may follow a prompt; logs where a table ends before."""
+        room = self.context_length - prompt_tokens
+        if room < wanted and self.context_length != self.positions.trained:
+            _log.warning(
+                "This model has a table of %d positions: the text ends with it, %d tokens early.",
+                self.positions.limit,
+                wanted - room,
+            )
+        return min(wanted, room)
+
     def _select_attention(self, exact: bool | None) -> bool:
         """Give the model its attention; whether that is the exact one."""
-        replaceable = self.model.config._attn_implementation in _REPLACEABLE
+        # some families have attention of their own in every layer, which cannot be exchanged
+        exchanges = self.model._can_set_attn_implementation()
+        replaceable = exchanges and self.model.config._attn_implementation in _REPLACEABLE
         possible = replaceable and self.device.type == "cpu"
         if exact and not possible:
             raise ModelError(
@@ -216,7 +236,7 @@ class Target:
             places = torch.arange(length, length + rows, device=self.device)
             visible = masks.chain_mask(rows, length, self.device)
             with self.positions.computed_as_if_last(torch.full_like(places, last)):
-                logits, hidden = self._forward(chunk, places, visible, keep=1)
+                logits, hidden = self._forward(chunk, places, visible, self._prompt_logits)
             self.cache.advance(rows)
             features.append(hidden)
         features = torch.cat(features) if self.feature_layers else logits.new_zeros(ids.numel(), 0)
