@@ -18,6 +18,7 @@ LEVELS = {
     "data": 1,
     "weights": 1,
     "tree": 1,
+    "kernels": 1,
     "target": 2,
     "drafters": 2,
     "engine": 3,

@@ -20,7 +20,7 @@ from specblock.drafters.base import FixedBudget
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
-from specblock.target.linear import route_linears
+from specblock.kernels.linear import route_linears
 from specblock.target.model import Target
 
 EAGER = {"policy": "always-full", "min_requests": 2, "heads_lr": 5e-3, "layers_lr": 3e-3}

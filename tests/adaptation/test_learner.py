@@ -22,7 +22,9 @@ from specblock.adaptation.arms import (
 from specblock.adaptation.judge import accepted_lengths, compare
 from specblock.adaptation.learner import BETTER, NOT_FINITE, REVERTED, Job, Learner
 from specblock.adaptation.watch import TauWatch
-from specblock.target.linear import RouteTable, available_routes, route_linears, routed
+from specblock.kernels.linear import route_linears, routed
+from specblock.kernels.products import available_routes
+from specblock.kernels.route_table import RouteTable
 from specblock.training.evaluate import make_batch
 from specblock.training.forward import run_block, run_trunk
 

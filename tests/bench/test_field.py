@@ -21,7 +21,7 @@ from specblock.drafters.parallel.model import ParallelModel
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import CheckpointError, ConfigError
-from specblock.target.linear import RouteTable
+from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 from specblock.tree.sampling import SamplingParams
@@ -104,7 +104,7 @@ def test_hooks_are_there_only_while_a_method_runs(folders, measured):
     )
     layers = network.get_decoder().layers
     assert not any(layer._forward_hooks for layer in layers)
-    with field.contenders["eagle3"].speculator.target.in_use():
+    with field.contenders["eagle3"].speculator.target.loan:
         assert [bool(layer._forward_hooks) for layer in layers] == [False, True, True, True] + [
             False
         ] * 2

@@ -12,7 +12,7 @@ from specblock.bench.profile import profile_rounds
 from specblock.config import GenerationConfig
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.errors import ContextError
-from specblock.target.linear import RouteTable
+from specblock.kernels.route_table import RouteTable
 from specblock.tree.cost import CostTable
 
 IDS = list(range(5, 20))

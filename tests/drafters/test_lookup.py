@@ -10,7 +10,7 @@ from tests.tiny import make_target
 from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.lookup.match import best, continuation, longest_match, merge
-from specblock.engine.calibrate import measure_costs
+from specblock.engine.measure import measure_costs
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from specblock.drafters.layers import RMSNorm
 from specblock.drafters.specblock.model import SpecBlockModel
-from specblock.target.linear import RouteTable, routed
+from specblock.kernels.linear import routed
+from specblock.kernels.route_table import RouteTable
 
 HEADS, LAST_LAYER, FULL = "heads", "last-layer", "full"
 ARMS = (HEADS, LAST_LAYER, FULL)

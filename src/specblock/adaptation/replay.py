@@ -28,8 +28,8 @@ from specblock.drafters.specblock.drafter import SpecBlockDrafter
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.engine.speculator import Speculator
 from specblock.errors import ConfigError, ContextError
+from specblock.kernels.linear import routed
 from specblock.storage import write_atomically
-from specblock.target.linear import routed
 
 POLICIES = (NEVER, MEMORY, "always-heads", "always-last-layer", "always-full", "bandit")
 WARM_UP_TOKENS = 16

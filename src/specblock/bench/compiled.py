@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from specblock.bench.shared import SharedTarget
 from specblock.errors import ConfigError
 from specblock.target.masks import additive
-from specblock.target.model import TargetOutput
+from specblock.target.model import Target, TargetOutput
 from specblock.tree.draft_tree import DraftTree
 
 __all__ = ["CompiledTarget"]
@@ -73,7 +72,7 @@ class FixedCache(Cache):
         super().__init__(layers=[_FixedLayer(self) for _ in range(layers)])
 
 
-class CompiledTarget(SharedTarget):
+class CompiledTarget(Target):
     """A target for plain decoding whose step is compiled; it verifies roots only.
 
     Args:
@@ -84,7 +83,7 @@ class CompiledTarget(SharedTarget):
     """
 
     def __init__(self, model: nn.Module, exact: bool | None = None, *, backend: str = "inductor"):
-        super().__init__(model, exact=exact)
+        super().__init__(model, exact=exact, owned=True)
         if len(self.kinds) > 1 or self.window is not None:
             raise ConfigError(
                 "'plain-compiled' knows no sliding windows, which this model has; leave it out."
@@ -140,7 +139,8 @@ class CompiledTarget(SharedTarget):
             start, rows = self.length, chunk.numel()
             places = torch.arange(start, start + rows, device=self.device)
             self.cache.places = places
-            logits = self._run(chunk[None], self._mask(places), places[None])
+            with self.loan:
+                logits = self._run(chunk[None], self._mask(places), places[None])
             self.cache.length += rows
         return TargetOutput(logits[0, -1], logits.new_zeros(ids.numel(), 0))
 
@@ -154,7 +154,8 @@ class CompiledTarget(SharedTarget):
         mask = self._mask(places)
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        logits = self._step(tree.tokens[None], mask, places[None])[0].clone()
+        with self.loan:
+            logits = self._step(tree.tokens[None], mask, places[None])[0].clone()
         return TargetOutput(logits, logits.new_zeros(1, 0))
 
     @torch.inference_mode()

@@ -32,8 +32,8 @@ class Contender:
     """A method over a target that others use too.
 
     Args:
-        speculator: its own loop; its target is a :class:`~specblock.bench.shared.SharedTarget`,
-            its drafter, if any, a :class:`~specblock.bench.meter.MeteredDrafter`.
+        speculator: its own loop; its drafter, if any, is a
+            :class:`~specblock.bench.meter.MeteredDrafter`.
     """
 
     def __init__(self, speculator: Any):
@@ -42,15 +42,12 @@ class Contender:
     def __call__(self, ids: Sequence[int], config: GenerationConfig) -> Answer:
         target, drafter = self.speculator.target, self.speculator.drafter
         cuda = target.device if target.device.type == "cuda" else None
-        with target.in_use():
-            if isinstance(target, CompiledTarget):
-                target.prepare(len(ids) + config.max_new_tokens + 1)
-            if cuda is not None:
-                torch.cuda.synchronize(cuda)
-                torch.cuda.reset_peak_memory_stats(cuda)
-            generation = self.speculator.generate(
-                list(ids), config, use_drafter=drafter is not None
-            )
+        if isinstance(target, CompiledTarget):
+            target.prepare(len(ids) + config.max_new_tokens + 1)
+        if cuda is not None:
+            torch.cuda.synchronize(cuda)
+            torch.cuda.reset_peak_memory_stats(cuda)
+        generation = self.speculator.generate(list(ids), config, use_drafter=drafter is not None)
         peak = None if cuda is None else torch.cuda.max_memory_allocated(cuda)
         counts = drafter.take() if isinstance(drafter, MeteredDrafter) else Counts()
         return Answer(generation, counts, peak)

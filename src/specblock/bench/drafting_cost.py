@@ -23,11 +23,12 @@ from specblock.bench.shapes import DRAFTERS, Shape, drafter_network, own_paramet
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.light import route_drafter
 from specblock.drafters.registry import make_drafter
-from specblock.engine.calibrate import measure_costs, measured_routes
+from specblock.engine.calibrate import measured_routes
+from specblock.engine.measure import measure_costs
 from specblock.errors import ConfigError
-from specblock.target.linear import routed
+from specblock.kernels.linear import routed
+from specblock.kernels.routes import measure_routes
 from specblock.target.model import Target
-from specblock.target.routes import measure_routes
 from specblock.tree.growth import GrowthPolicy
 
 __all__ = ["drafting_cost"]

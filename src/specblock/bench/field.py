@@ -7,7 +7,7 @@ starts from the survival model in its own folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,20 @@ from specblock.bench.compiled import CompiledTarget
 from specblock.bench.contender import Contender
 from specblock.bench.meter import MeteredDrafter
 from specblock.bench.methods import COMPILED, LOOKUP, NODES, MethodSpec, resolve
-from specblock.bench.shared import SharedTarget
 from specblock.drafters.base import BudgetController, CopiesController, Drafter, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter
-from specblock.engine.calibrate import measure_costs, measured_routes
+from specblock.engine.calibrate import measured_routes
 from specblock.engine.exactness import give_up_unless_exact
 from specblock.engine.loading import load_drafter
+from specblock.engine.measure import measure_costs
 from specblock.engine.speculator import Speculator
 from specblock.engine.trust import load_survival
 from specblock.errors import ConfigError
-from specblock.target.linear import RouteTable, routed
+from specblock.kernels.linear import routed
+from specblock.kernels.route_table import RouteTable
+from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 
 __all__ = ["Field", "Measured", "assemble_field"]
@@ -102,13 +104,13 @@ def assemble_field(
     specs = _checked(names, folders, budget)
     drafters = _drafters(network, tokenizer, specs, folders, blocks)
     layers = dict.fromkeys(((), *(drafter.feature_layers for drafter in drafters.values())))
-    targets = {tapped: SharedTarget(network, tapped, exact) for tapped in layers}
+    targets = {tapped: Target(network, tapped, exact=exact, owned=True) for tapped in layers}
     plain = targets[()]
     wanted = [name for name in drafters if specs[name].measured and budget == "measured"]
     if measured is None:
         measured = _measure(targets, drafters, wanted, on_step)
     else:
-        _use_routes(network, drafters, measured.routes)
+        _use_routes(targets.values(), drafters, measured.routes)
         give_up_unless_exact([*targets.values()])
     contenders = {}
     for name, spec in specs.items():
@@ -165,7 +167,7 @@ def _drafters(
 
 
 def _measure(
-    targets: Mapping[tuple[int, ...], SharedTarget],
+    targets: Mapping[tuple[int, ...], Target],
     drafters: Mapping[str, Drafter],
     wanted: Sequence[str],
     on_step: OnStep,
@@ -175,7 +177,7 @@ def _measure(
     if plain.device.type == "cpu":
         on_step("matrix products")
         routes = measured_routes(plain.linears, _networks(drafters), plain.exact_linears)
-    _use_routes(plain.model, drafters, routes)
+    _use_routes(targets.values(), drafters, routes)
     give_up_unless_exact([*targets.values()])
     costs = {"": measure_costs(plain, None, on_step)}
     tables: dict[str, CostTable] = {}  # methods with the same drafter share what it costs
@@ -183,17 +185,20 @@ def _measure(
         drafter = drafters[name]
         target, shape = targets[drafter.feature_layers], drafter.shape_name()
         if shape not in tables:
-            with target.in_use():
-                tables[shape] = measure_costs(
-                    target, drafter, lambda step, name=name: on_step(f"{name}: {step}")
-                )
+            tables[shape] = measure_costs(
+                target, drafter, lambda step, name=name: on_step(f"{name}: {step}")
+            )
         costs[name] = tables[shape]
     return Measured(routes, costs)
 
 
-def _use_routes(network: nn.Module, drafters: Mapping[str, Drafter], routes: RouteTable) -> None:
-    for module in (network, *_networks(drafters)):
-        for linear in routed(module):
+def _use_routes(
+    targets: Iterable[Target], drafters: Mapping[str, Drafter], routes: RouteTable
+) -> None:
+    for target in targets:
+        target.use_routes(routes)
+    for network in _networks(drafters):
+        for linear in routed(network):
             linear.use(routes)
 
 
@@ -203,7 +208,7 @@ def _networks(drafters: Mapping[str, Drafter]) -> list[nn.Module]:
 
 
 def _speculator(
-    target: SharedTarget,
+    target: Target,
     tokenizer: Any,
     drafter: Drafter | None,
     costs: CostTable | None,

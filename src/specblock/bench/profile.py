@@ -65,16 +65,15 @@ def profile_rounds(
     if target.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     drafts = speculator.drafter is not None
-    with target.in_use():
-        chunks = speculator.stream(list(ids), config, use_drafter=drafts)
-        # the prefill's token, and the round that reads the prompt
-        before = next((c.stats.rounds for c in chunks if c.stats.rounds == 2), None)
-        if before is None:
-            raise ContextError("The answer ended within two rounds; allow more new tokens.")
-        tokens, last = 0, None
-        with profile(activities=activities) as recorded:
-            for chunk in chunks:
-                tokens, last = tokens + len(chunk.token_ids), chunk
+    chunks = speculator.stream(list(ids), config, use_drafter=drafts)
+    # the prefill's token, and the round that reads the prompt
+    before = next((c.stats.rounds for c in chunks if c.stats.rounds == 2), None)
+    if before is None:
+        raise ContextError("The answer ended within two rounds; allow more new tokens.")
+    tokens, last = 0, None
+    with profile(activities=activities) as recorded:
+        for chunk in chunks:
+            tokens, last = tokens + len(chunk.token_ids), chunk
     rounds = last.stats.rounds - before if last is not None else 0
     if rounds < 1:
         raise ContextError("The answer ended within two rounds; allow more new tokens.")

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from specblock.errors import ContextError, ModelError
+from specblock.kernels.linear import RoutedLinear
+from specblock.kernels.route_table import RouteTable
 from specblock.target import attention, invariant, masks
 from specblock.target.cache import PathCache
-from specblock.target.linear import RoutedLinear, RouteTable, route_linears, routed
+from specblock.target.loan import Loan
 
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
@@ -54,7 +56,7 @@ class FeatureTap:
     """Collects the outputs of named decoder layers during one forward.
 
     ``layers`` are 0-based indices i with the convention *output of decoder layer i*, which is
-    ``hidden_states[i + 1]`` in transformers' numbering.
+    ``hidden_states[i + 1]`` in transformers' numbering. ``hooks`` are (layer, forward hook) pairs.
     """
 
     def __init__(self, model: nn.Module, layers: tuple[int, ...]):
@@ -67,7 +69,7 @@ class FeatureTap:
             )
         self.layers = layers
         self._outputs: dict[int, Tensor] = {}
-        self._handles = [modules[i].register_forward_hook(self._hook(i)) for i in set(layers)]
+        self.hooks = [(modules[i], self._hook(i)) for i in sorted(set(layers))]
 
     def _hook(self, index: int):
         def keep(_module, _inputs, output):
@@ -79,23 +81,26 @@ class FeatureTap:
         """The features ``[batch, rows, F * H]`` of the last forward; None without layers."""
         if not self.layers:
             return None
-        return torch.cat([self._outputs[i] for i in self.layers], dim=-1)
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        features = torch.cat([self._outputs[i] for i in self.layers], dim=-1)
+        self._outputs.clear()
+        return features
 
 
 class Target:
     """A causal LM with a cache that keeps an accepted path and drops the rest.
 
+    The model is borrowed: between two forwards it is as its owner left it
+    (:mod:`specblock.target.loan`).
+
     Args:
-        model: ``PreTrainedModel`` with a language-model head, in eval mode.
+        model: ``PreTrainedModel`` with a language-model head.
         feature_layers: 0-based decoder layers whose outputs the drafter reads.
         prefill_chunk: prompt positions per forward.
         exact: let no row's logits depend on the others, so that a verified tree gives plain
             decoding's to the bit (:mod:`specblock.target.invariant`); None does so in half
             precision on the CPU, where every other answer meets a near-tie.
+        owned: nobody else changes the weights behind PyTorch's back (``weight.data``), so their
+            content is not compared at the start of every text.
 
     Raises :class:`ModelError` if the architecture cannot verify a tree, or not exactly.
     """
@@ -106,40 +111,46 @@ class Target:
         feature_layers: tuple[int, ...] = (),
         prefill_chunk: int = 512,
         exact: bool | None = None,
+        owned: bool = False,
     ):
-        self.model = model.eval()
+        self.model, self.owned = model, owned
         self.config = text_config(model)
         self.kinds = masks.attention_kinds(self.config)
         self.window = getattr(self.config, "sliding_window", None)
         self.prefill_chunk = prefill_chunk
         self._tap = FeatureTap(model, tuple(feature_layers))
-        self.exact = self._select_attention(exact)
-        self.linears: list[RoutedLinear] = list(routed(model))
-        if self.device.type == "cpu" and not self.linears:
-            self.linears = route_linears(model)
+        self.by_name = bool(exact)
+        self.exact = self._is_exact(exact)
+        self.loan = Loan(
+            model, self._tap.hooks, self._attention(), _REPLACEABLE, self.device.type == "cpu"
+        )
         self.cache: PathCache | None = None
 
-    def _select_attention(self, exact: bool | None) -> bool:
-        """Give the model its attention; whether that is the exact one."""
-        replaceable = self.model.config._attn_implementation in _REPLACEABLE
-        possible = replaceable and self.device.type == "cpu"
+    def _is_exact(self, exact: bool | None) -> bool:
+        possible = self._replaces_attention and self.device.type == "cpu"
         if exact and not possible:
             raise ModelError(
                 "Verification can be made exact on the CPU alone, for models that run with sdpa "
                 "attention; leave exact out."
             )
         if exact is None:
-            exact = possible and self.dtype in (torch.bfloat16, torch.float16)
-        self._attention = None
-        if replaceable:
-            self._attention = (invariant if exact else attention).register()
-            self._take_attention()
+            return possible and self.dtype in (torch.bfloat16, torch.float16)
         return exact
 
-    def _take_attention(self) -> None:
-        """The model may have another target's attention by now."""
-        if self._attention not in (None, self.model.config._attn_implementation):
-            self.model.set_attn_implementation(self._attention)
+    @property
+    def _replaces_attention(self) -> bool:
+        return self.model.config._attn_implementation in _REPLACEABLE
+
+    def _attention(self) -> str | None:
+        """The attention to run with, by name; None for the model's own."""
+        if not self._replaces_attention:
+            return None
+        return (invariant if self.exact else attention).register()
+
+    @property
+    def linears(self) -> list[RoutedLinear]:
+        """The routes of the model's linear layers; none but on the CPU."""
+        return self.loan.linears
 
     @property
     def exact_linears(self) -> list[RoutedLinear]:
@@ -148,7 +159,8 @@ class Target:
 
     def give_up_exactness(self) -> None:
         """Back to the faster kernels, whose rows may depend on each other's number."""
-        self.exact, self.cache = self._select_attention(False), None
+        self.exact, self.cache = False, None
+        self.loan.attention = self._attention()
 
     @property
     def device(self) -> torch.device:
@@ -177,11 +189,13 @@ class Target:
 
     def use_routes(self, table: RouteTable) -> None:
         """Let every linear layer take the measured best kernel."""
-        for linear in self.linears:
-            linear.use(table)
+        self.loan.use(table)
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence with room for ``capacity`` positions, tree nodes included."""
+        self.loan.look_again()
+        if not self.owned:
+            self.loan.confirm()
         if self.cache is not None and self.cache.capacity >= capacity:
             self.cache.crop_to(0)
             return
@@ -232,15 +246,15 @@ class Target:
                 f"{self.length + ids.numel()} positions do not fit the cache of "
                 f"{self.cache.capacity}; reset the target with a larger capacity."
             )
-        self._take_attention()
-        output = self.model(
-            input_ids=ids[None],
-            attention_mask=self._model_mask(visible, positions),
-            position_ids=positions[None],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        with self.loan:
+            output = self.model(
+                input_ids=ids[None],
+                attention_mask=self._model_mask(visible, positions),
+                position_ids=positions[None],
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
         features = self._tap.take()
         return output.logits[0], None if features is None else features[0]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from specblock.target.linear import routed
+from specblock.kernels.linear import routed
 from specblock.training.checkpoints import numbered
 
 FIELDS = ("step", "answer_tokens")

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from specblock.errors import ModelError
+from specblock.kernels.linear import route_linears
+from specblock.kernels.route_table import ROW_BUCKETS, RouteTable
 from specblock.target import attention
 from specblock.target.cache import PathCache
-from specblock.target.linear import ROW_BUCKETS, RouteTable, route_linears
 from specblock.target.masks import FULL, additive, attention_kinds
 from specblock.target.model import text_config
 from specblock.training import turns

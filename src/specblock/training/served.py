@@ -152,7 +152,7 @@ def compare(
     Raises:
         ContextError: a prompt is empty or leaves no room.
     """
-    target = Target(network, drafter.feature_layers)
+    target = Target(network, drafter.feature_layers, owned=True)
     reader = FeatureReader(network, drafter.feature_layers, drafter.model.t2d)
     tally = _Tally(texts=len(prompts))
     for ids in prompts:

@@ -10,90 +10,42 @@ the same product (equal within rounding, always contiguous):
 * ``packed``      the product over a copy of W that MKL has laid out once (fp32, x86 only);
 * ``blocked``     the same with oneDNN's layout (fp32 and bf16).
 
-The last two keep a second copy of the weights they cover. Beside them stand two products that are
-not the same, from copies in 8 bits: ``light`` rounds the weights alone and is for drafters, whose
-output nobody has to match; :meth:`RoutedLinear.approximate` rounds both sides, for those who check
-what it says.
+The last two keep a second copy of the weights they cover. ``blocked/8`` and the like take eight
+rows at a time, filled up with zeros, so that no row's result depends on how many there are. What
+this processor does not run is replaced by ``direct`` (:mod:`specblock.kernels.products`).
 
-:mod:`specblock.target.routes` measures which to take, and a :class:`RouteTable` records it per
+Beside them stand two products that are not the same, from copies in 8 bits: ``light`` rounds the
+weights alone and is for drafters, whose output nobody has to match;
+:meth:`RoutedLinear.approximate` rounds both sides, for those who check what it says.
+
+:mod:`specblock.kernels.routes` measures which to take, and a :class:`RouteTable` records it per
 shape and row count. Nothing is assumed: without a table every layer takes ``direct``.
 """
 
 from __future__ import annotations
 
-import bisect
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROW_BUCKETS = (1, 2, 3, 4, 8, 16, 32, 64)  # up to three rows MKL has products of their own
-COPYING = ("packed", "blocked")
-LIGHT = "light"
+from specblock.kernels.products import (
+    DIRECT,
+    KERNELS,
+    Product,
+    available_routes,
+    has_int8_weights,
+    in_tiles,
+)
+from specblock.kernels.route_table import LIGHT, MOST_ROWS, TILED, RouteTable, Shape, kernel_of
+
 _INT8, _INT8_SCALES, _LIGHT_SCALES = "int8", "int8 scales", "light scales"
 _LEAST_SCALE = 1e-8  # a row of zeros keeps a scale to divide by
 _LIGHT_MULTIPLE = 32  # what the kernel takes without a remainder
-_MOST_ROWS = 2 * ROW_BUCKETS[-1]  # more take the direct route
-_PACK_ROWS = 64  # the pack serves every row count; MKL packs best for a batch of about this size
-
-
-Shape = tuple[int, int]  # (out, in) of a weight
-
-
-@dataclass
-class RouteTable:
-    """Route by weight shape and rows: ``routes[(out, in)][bucket index]``.
-
-    ``screened``: output heads of drafters of these shapes are screened in 8 bits first
-    (:mod:`specblock.drafters.shortlist`). ``light_rows``: drafters' layers read 8-bit weights for
-    up to so many rows (:mod:`specblock.drafters.light`).
-    """
-
-    routes: dict[Shape, list[str]] = field(default_factory=dict)
-    screened: frozenset[Shape] = frozenset()
-    light_rows: int = 0
-
-    def route(self, shape: Shape, rows: int, light: bool = False) -> str:
-        """The route of a product of ``rows`` rows with a weight of ``shape`` (out, in).
-
-        ``light``: whether 8-bit weights may do.
-        """
-        if light and rows <= self.light_rows:
-            return LIGHT
-        chosen = self.routes.get(shape)
-        if chosen is None or rows > _MOST_ROWS:
-            return "direct"
-        bucket = min(bisect.bisect_left(ROW_BUCKETS, rows), len(ROW_BUCKETS) - 1)
-        return chosen[bucket]
-
-    def to_dict(self) -> dict[str, Any]:
-        named = {_name(shape): routes for shape, routes in self.routes.items()}
-        screened = sorted(map(_name, self.screened))
-        return {**named, "screened": screened, "light_rows": self.light_rows}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> RouteTable:
-        """Raises KeyError or ValueError for a table of another version."""
-        named = dict(data)
-        screened, light_rows = named.pop("screened"), int(named.pop("light_rows"))
-        screened = frozenset(map(_shape, screened))
-        if any(len(routes) != len(ROW_BUCKETS) for routes in named.values()):
-            raise ValueError(f"routes are wanted for {len(ROW_BUCKETS)} row counts")
-        routes = {_shape(name): list(routes) for name, routes in named.items()}
-        return cls(routes, screened, light_rows)
-
-
-def _name(shape: Shape) -> str:
-    return "{}x{}".format(*shape)
-
-
-def _shape(name: str) -> Shape:
-    out, inp = name.split("x")
-    return int(out), int(inp)
 
 
 class RoutedLinear(nn.Module):
@@ -106,10 +58,12 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.light = light and has_light(linear)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        self._parameters = linear._parameters  # one dictionary: what the layer is given is seen
         self.table = RouteTable()
         self._packs: dict[str, Tensor] = {}
-        self._products: dict[int, Callable[[Tensor], Tensor]] = {}  # by rows
+        self._products: dict[int, Product] = {}  # by rows
+        self._seen: tuple | None = None  # the weight that these were made from
+        self._mark: Tensor | None = None
 
     @property
     def shape(self) -> Shape:
@@ -123,7 +77,8 @@ class RoutedLinear(nn.Module):
     def use(self, table: RouteTable) -> None:
         """Route by ``table`` from now on; drops the copies that it does not need."""
         self.table, self._products = table, {}
-        needed = (_INT8, _INT8_SCALES) if self.screened else table.routes.get(self.shape, ())
+        routes = table.routes.get(self.shape, ())
+        needed = (_INT8, _INT8_SCALES) if self.screened else tuple(map(kernel_of, routes))
         if self.light and table.light_rows:
             needed = (*needed, LIGHT, _LIGHT_SCALES)
         self._packs = {route: pack for route, pack in self._packs.items() if route in needed}
@@ -135,7 +90,7 @@ class RoutedLinear(nn.Module):
         product = self._products.get(rows)
         if product is None:
             product = self._product(self.table.route(self.shape, rows, self.light), rows)
-            if rows <= _MOST_ROWS:  # prompts have too many lengths to keep one for each
+            if rows <= MOST_ROWS:  # prompts have too many lengths to keep one for each
                 self._products[rows] = product
         return product(x)
 
@@ -143,33 +98,22 @@ class RoutedLinear(nn.Module):
         """``x W^T + b`` for ``x [..., in]`` by the named route, without gradients."""
         return self._product(route, x.numel() // self.in_features)(x)
 
-    def _product(self, route: str, rows: int) -> Callable[[Tensor], Tensor]:
+    def _product(self, route: str, rows: int) -> Product:
         """The product by ``route`` of so many rows; it holds on to a copy that the route needs."""
-        weight, bias = self.weight, self.bias
-        if route == "packed":
-            pack = self._copy(route, torch.ops.mkl._mkl_reorder_linear_weight)
-            packed = torch.ops.mkl._mkl_linear.default
-            # naming the actual row count as the packing batch keeps MKL on the packed path
-            return lambda x: packed(x.contiguous(), pack, weight, bias, rows)
-        if route == "blocked":
-            pack = self._copy(route, torch.ops.mkldnn._reorder_linear_weight)
-            blocked = torch.ops.mkldnn._linear_pointwise.default
-            return lambda x: blocked(x.contiguous(), pack, bias, "none", [], "")
         if route == LIGHT:
             return self._from_light
-        if route == "transposed":
-            return self._transposed
-        return lambda x: F.linear(x, weight, bias)
+        name, _, tile = route.partition(TILED)
+        name = name if name in available_routes(self.weight) else DIRECT
+        kernel, weight = KERNELS[name], self.weight
+        pack = self._copy(name) if kernel.pack else weight
+        product = kernel.bind(weight, self.bias, pack, int(tile or rows))
+        return in_tiles(product, int(tile)) if tile else product
 
-    def _copy(self, route: str, reorder: Callable[[Tensor, int], Tensor]) -> Tensor:
-        if route not in self._packs:
-            self._packs[route] = reorder(self.weight.detach(), _PACK_ROWS)
-        return self._packs[route]
-
-    def _transposed(self, x: Tensor) -> Tensor:
-        out = torch.mm(self.weight, x.reshape(-1, self.in_features).t()).t().contiguous()
-        out = out if self.bias is None else out + self.bias
-        return out.view(*x.shape[:-1], self.out_features)
+    def _copy(self, name: str) -> Tensor:
+        if name not in self._packs:
+            self._packs[name] = KERNELS[name].pack(self.weight.detach())
+            self._mark = _mark(self.weight)
+        return self._packs[name]
 
     def _from_light(self, x: Tensor) -> Tensor:
         """``x`` is rounded to bf16, W to 8 bits with a scale per output."""
@@ -203,14 +147,52 @@ class RoutedLinear(nn.Module):
 
     def refresh(self) -> None:
         """Forget the copies; call it after the weight has changed."""
-        self._packs, self._products = {}, {}
+        self._packs, self._products, self._mark = {}, {}, None
+
+    def follow(self) -> None:
+        """Forget the copies of a weight that is another by now, or was changed in place.
+
+        Cheap: it looks at where the weight lies and at PyTorch's count of changes.
+        """
+        seen = _seen(self._parameters)
+        if seen != self._seen:
+            self.refresh()
+            self._seen = seen
+
+    def confirm(self) -> None:
+        """Forget the copies of a weight whose content has changed, by whatever way.
+
+        ``weight.data`` can be written to without being counted, as adapters do that are merged. A
+        product of the weight with a fixed random row tells; it costs what a row costs.
+        """
+        if self._packs and not _mark(self.weight).equal(self._mark):
+            self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what a copy must make of its own weight."""
-        return {**self.__dict__, "_packs": {}, "_products": {}}
+        return {**self.__dict__, "_packs": {}, "_products": {}, "_mark": None, "_seen": None}
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _seen(parameters: dict[str, Tensor | None]) -> tuple:
+    """What tells a layer's weight and bias from others: where they lie, how often they changed."""
+    weight, bias = parameters["weight"], parameters["bias"]
+    # tensors made in inference mode have no count of changes
+    changes = None if weight.is_inference() else weight._version
+    return weight.data_ptr(), weight.dtype, changes, None if bias is None else bias.data_ptr()
+
+
+def _mark(weight: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return F.linear(_random_row(weight.shape[1], weight.dtype), weight)
+
+
+@functools.cache
+def _random_row(features: int, dtype: torch.dtype) -> Tensor:
+    row = torch.randn(1, features, generator=torch.Generator().manual_seed(0))
+    return row.to(dtype)
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,9 +220,19 @@ def has_int8() -> bool:
 
 
 def has_light(linear: nn.Linear) -> bool:
-    """Whether this build multiplies with 8-bit weights of this shape on this device."""
+    """Whether this machine multiplies with 8-bit weights of this shape on this device."""
     fits = linear.in_features % _LIGHT_MULTIPLE == 0 == linear.out_features % _LIGHT_MULTIPLE
-    return fits and linear.weight.device.type == "cpu" and hasattr(torch, "_weight_int8pack_mm")
+    return fits and linear.weight.device.type == "cpu" and has_int8_weights()
+
+
+_routed: WeakKeyDictionary[nn.Linear, RoutedLinear] = WeakKeyDictionary()
+
+
+def router_of(linear: nn.Linear) -> RoutedLinear:
+    """The routes of somebody else's layer, which stays as it is; made once while it lives."""
+    if linear not in _routed:
+        _routed[linear] = RoutedLinear(linear)
+    return _routed[linear]
 
 
 def route_linears(module: nn.Module, *, light: bool = False) -> list[RoutedLinear]:
@@ -265,20 +257,3 @@ def run_through(linears: Iterable[RoutedLinear]) -> None:
 
 def routed(module: nn.Module) -> Iterator[RoutedLinear]:
     return (child for child in module.modules() if isinstance(child, RoutedLinear))
-
-
-def available_routes(weight: Tensor) -> tuple[str, ...]:
-    """The routes that this build of PyTorch has for a weight of this dtype and device."""
-    routes = ["direct"]
-    if weight.device.type != "cpu":
-        return tuple(routes)
-    routes.append("transposed")
-    has_mkl = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
-    if has_mkl and weight.dtype == torch.float32:
-        routes.append("packed")
-    has_onednn = torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    )
-    if has_onednn and weight.dtype in (torch.float32, torch.bfloat16):
-        routes.append("blocked")
-    return tuple(routes)

@@ -7,18 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from specblock.target.linear import (
-    COPYING,
-    ROW_BUCKETS,
-    RoutedLinear,
-    RouteTable,
-    available_routes,
-    has_int8,
-    has_light,
-    route_linears,
-    routed,
-)
-from specblock.target.routes import choose_routes, measure_routes
+from specblock.kernels.linear import RoutedLinear, has_int8, has_light, route_linears, routed
+from specblock.kernels.products import COPYING, available_routes
+from specblock.kernels.route_plan import choose_routes
+from specblock.kernels.route_table import ROW_BUCKETS, RouteTable
+from specblock.kernels.routes import measure_routes
 
 ROUTES = ("direct", "transposed", "packed", "blocked")
 
@@ -41,7 +34,7 @@ def make_linear(bias: bool = False, dtype=torch.float32) -> RoutedLinear:
 def test_routes_agree_and_are_contiguous(route, bias, dtype):
     linear = make_linear(bias, dtype)
     if route not in available_routes(linear.weight):
-        pytest.skip(f"this build of PyTorch has no {route} route for {dtype}")
+        pytest.skip(f"this machine has no {route} route for {dtype}")
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for shape in ((1, 48), (1, 7, 48), (3, 33, 48), (200, 48)):
         x = torch.randn(shape).to(dtype)
@@ -170,11 +163,11 @@ def test_a_large_matrix_decides_for_itself(monkeypatch):
     route_linears(model)
     asked = []
 
-    def chosen(seconds, agreement):
+    def chosen(seconds):
         asked.append(set(seconds))
         return {shape: ["direct"] * len(ROW_BUCKETS) for shape in seconds}
 
-    monkeypatch.setattr("specblock.target.routes.choose_routes", chosen)
+    monkeypatch.setattr("specblock.kernels.routes.choose_routes", chosen)
     table = measure_routes(routed(model), repetitions=1)
     assert asked == [{(400, 8)}, {(16, 16), (8, 16)}]
     assert set(table.routes) == {(400, 8), (16, 16), (8, 16)}
