@@ -15,6 +15,7 @@ from specblock.kernels import deadline
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
+from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
 
 
@@ -105,10 +106,12 @@ def test_what_scatters_is_used_and_not_kept(tmp_path, monkeypatch, caplog):
 
 def test_too_little_time_means_the_fixed_budget(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(loading, "FIRST_SECONDS", 0.0)
-    speculator = loading.assemble(make_target("llama"), None, "lookup", cache_dir=tmp_path)
+    speculator = loading.assemble(
+        make_target("llama"), make_tokenizer(), "lookup", cache_dir=tmp_path
+    )
     assert isinstance(speculator.budget, FixedBudget)
     assert "60 nodes" in caplog.text
-    assert speculator.generate([5, 6, 7, 5, 6, 7], max_new_tokens=4, ignore_eos=True).token_ids
+    assert speculator.generate("w7 w8 w7 w8", max_new_tokens=4, ignore_eos=True).token_ids
 
 
 def test_plain_decoding_measures_nothing(tmp_path):

@@ -125,6 +125,7 @@ class Target:
             model, self._tap.hooks, self._attention(), _REPLACEABLE, self.device.type == "cpu"
         )
         self.cache: PathCache | None = None
+        self._cache_kind: tuple[torch.device, torch.dtype] | None = None
 
     def _is_exact(self, exact: bool | None) -> bool:
         possible = self._replaces_attention and self.device.type == "cpu"
@@ -196,10 +197,12 @@ class Target:
         self.loan.look_again()
         if not self.owned:
             self.loan.confirm()
-        if self.cache is not None and self.cache.capacity >= capacity:
+        kind = (self.device, self.dtype)  # the owner may have moved or converted the model
+        if self.cache is not None and self.cache.capacity >= capacity and self._cache_kind == kind:
             self.cache.crop_to(0)
             return
         self.cache = PathCache(self.config.num_hidden_layers, capacity, self.exact)
+        self._cache_kind = kind
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor) -> TargetOutput:
