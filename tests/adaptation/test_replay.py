@@ -6,13 +6,13 @@ import pytest
 import torch
 from tests.adaptation.world import config, make_speculator, prompt
 
-from specblock.adaptation import replay as module
 from specblock.adaptation.adapter import Adaptation
-from specblock.adaptation.observer import TargetReducer
-from specblock.adaptation.poison import LyingReducer
-from specblock.adaptation.replay import Request, replay_stream
-from specblock.adaptation.report import Row, draw, report_of
-from specblock.bench.prompts import load_prompts
+from specblock.adaptation.feedback.observer import TargetReducer
+from specblock.adaptation.replay import stream as module
+from specblock.adaptation.replay.poison import LyingReducer
+from specblock.adaptation.replay.report import Row, draw, report_of
+from specblock.adaptation.replay.stream import Request, replay_stream
+from specblock.bench.suites.prompts import load_prompts
 from specblock.config import GenerationConfig
 from specblock.data import SHIFTING_STREAM
 from specblock.errors import ConfigError

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from specblock.adaptation.arms import folded, ordinary_config
-from specblock.adaptation.signals import Signals
+from specblock.adaptation.feedback.signals import Signals
+from specblock.adaptation.learning.arms import folded, ordinary_config
 from specblock.drafters.checkpoint import stored_shapes, write_tensors
 from specblock.errors import CheckpointError, ConfigError
 from specblock.storage import write_atomically
-from specblock.training.checkpoints import load_newest, save_next
+from specblock.training.loop.checkpoints import load_newest, save_next
 from specblock.tree.survival import SurvivalModel
 
 if TYPE_CHECKING:

@@ -15,27 +15,27 @@ from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.registry import load_model, make_drafter, read_config
 from specblock.errors import CheckpointError, SpecBlockError
 from specblock.target.model import text_config
-from specblock.training.answers import (
+from specblock.training.data.answers import (
     Answer,
     count_tokens,
     draft_vocabulary,
     read_answers,
     split_held_out,
 )
-from specblock.training.checkpoints import numbered
-from specblock.training.corpus import Corpus, Kept, Online, read_all, sizes_of
-from specblock.training.distributed import Workers
-from specblock.training.evaluate import Evaluator
-from specblock.training.features import FeatureReader
+from specblock.training.distributed.sharding import dissolve
+from specblock.training.distributed.workers import Workers
+from specblock.training.evaluate.evaluator import Evaluator
+from specblock.training.evaluate.simulate import greedy_answers
+from specblock.training.features.corpus import Corpus, Kept, Online, read_all, sizes_of
+from specblock.training.features.reader import FeatureReader
+from specblock.training.features.store import store_features
 from specblock.training.kinds import drafter_config, new_drafter, training_kind
-from specblock.training.memory import available_memory, check_memory, estimate_memory
-from specblock.training.monitor import check_dashboards
-from specblock.training.objective import ObjectiveConfig
-from specblock.training.sharding import dissolve
-from specblock.training.simulate import greedy_answers
-from specblock.training.store import store_features
-from specblock.training.trainer import TrainConfig, Trainer
-from specblock.training.warm_start import warm_start
+from specblock.training.loop.checkpoints import numbered
+from specblock.training.loop.memory import available_memory, check_memory, estimate_memory
+from specblock.training.loop.monitor import check_dashboards
+from specblock.training.loop.trainer import TrainConfig, Trainer
+from specblock.training.objectives.specblock import ObjectiveConfig
+from specblock.training.start.warm_start import warm_start
 
 Report = Callable[[str], None]
 
