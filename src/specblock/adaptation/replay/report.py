@@ -130,6 +130,18 @@ def _regret(by_policy: dict[str, list[Row]]) -> dict[str, Any]:
     }
 
 
+def regret_told(best_fixed: str, seconds: Sequence[float]) -> str:
+    """A report's ``regret`` as a sentence: who was quicker, and whether all along."""
+    against, apart = f"the best fixed policy ('{best_fixed}')", f"{abs(seconds[-1]):.1f} s"
+    if apart == "0.0 s":
+        return f"The bandit took as long as {against}."
+    if seconds[-1] < 0:
+        return f"The bandit was {apart} ahead of {against} in the end."
+    caught_up = any(behind <= 0 for behind in seconds)
+    on_the_way = "having been level or ahead on the way" if caught_up else "and never caught up"
+    return f"The bandit was {apart} behind {against} in the end, {on_the_way}."
+
+
 def draw(report: dict[str, Any], path: Path) -> None:
     """Speed, accepted length and seconds won along the stream, updates marked, to an image file.
 

@@ -104,7 +104,7 @@ def _say_result(report: dict[str, Any], plot: Path | None) -> None:
     from rich import box
     from rich.table import Table
 
-    from specblock.adaptation.replay.report import draw
+    from specblock.adaptation.replay.report import draw, regret_told
 
     if plot is not None:
         draw(report, plot)
@@ -130,9 +130,4 @@ def _say_result(report: dict[str, Any], plot: Path | None) -> None:
         told = ", ".join(f"{phase} {figure(tau, 3)}" for phase, tau in lengths.items())
         out.print(f"{name}: accepted length {told} the feedback lied", highlight=False)
     if report["regret"]:
-        behind = report["regret"]["seconds"][-1]
-        out.print(
-            f"The bandit is {behind:+.1f} s behind the best fixed policy, "
-            f"{report['regret']['best_fixed']}.",
-            highlight=False,
-        )
+        out.print(regret_told(**report["regret"]), highlight=False)
