@@ -9,7 +9,7 @@ from specblock.bench.costs.training import measure_training
 from specblock.training.data.answers import Answer
 from specblock.training.loop.trainer import TrainConfig
 from specblock.training.objectives.specblock import ObjectiveConfig
-from specblock.training.pipeline import DrafterRecipe
+from specblock.training.recipe import DrafterRecipe
 
 
 @pytest.mark.parametrize("kind", ["specblock", "eagle3", "parallel"])

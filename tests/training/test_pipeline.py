@@ -33,7 +33,8 @@ from specblock.training.features.reader import FeatureReader, collate
 from specblock.training.loop import monitor
 from specblock.training.loop.monitor import Table
 from specblock.training.loop.trainer import TrainConfig
-from specblock.training.pipeline import DrafterRecipe, train_drafter
+from specblock.training.pipeline import train_drafter
+from specblock.training.recipe import DrafterRecipe
 from specblock.tree.sampling import SamplingParams
 
 GREEDY = RegenerateConfig(max_new_tokens=20, batch_size=3, temperatures=((0.0, 1.0),), window=8)

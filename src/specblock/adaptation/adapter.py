@@ -24,6 +24,7 @@ from specblock.adaptation.feedback.signals import CONTEXT, Signals
 from specblock.adaptation.learning.arms import ARMS, COST_SHARES, ordinary_config, swap
 from specblock.adaptation.learning.learner import REVERTED, Attempt, Job, Learner
 from specblock.adaptation.learning.runners import make_runner
+from specblock.adaptation.state import resume, save
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.memory import TextMemory
 from specblock.drafters.specblock.model import SpecBlockModel
@@ -81,11 +82,8 @@ class Adaptation:
         self._runner = make_runner(self.learner, config)
         self._asked: tuple[str, tuple[float, ...]] | None = None  # the running one's
         self._saved = time.monotonic()
-        if config.folder is not None:
-            from specblock.adaptation.state import resume  # it knows this class
-
-            if resume(self):
-                swap(model, self.learner.live_weights())
+        if config.folder is not None and resume(self):
+            swap(model, self.learner.live_weights())
 
     # -- what the engine calls ------------------------------------------------------------------
 
@@ -257,8 +255,6 @@ class Adaptation:
         """Write the state to the config's folder, if there is one; whole or not at all."""
         if self.config.folder is None:
             return
-        from specblock.adaptation.state import save  # it knows this class
-
         began = time.monotonic()
         with Contained("saving the adaptation's state"):
             save(self)

@@ -21,7 +21,7 @@ from specblock.engine.calibrate import calibrate as measure
 from specblock.engine.calibrate import load_calibration
 from specblock.engine.calibrate import use as use_calibration
 from specblock.engine.speculator import Speculator
-from specblock.engine.trust import load_survival
+from specblock.engine.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.target.model import Target, text_config
 from specblock.target.zoo import load_model

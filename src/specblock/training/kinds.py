@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,8 @@ from specblock.training.objectives import eagle3, parallel
 from specblock.training.objectives import specblock_forward as forward
 from specblock.training.objectives.batch import Objective
 from specblock.training.objectives.specblock import SpecBlockObjective
+from specblock.training.recipe import DrafterRecipe
 from specblock.training.start.warm_start import attach_target, attention_form
-
-if TYPE_CHECKING:
-    from specblock.training.pipeline import DrafterRecipe
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from specblock.training.features.corpus import read_all
 from specblock.training.features.reader import FeatureReader
 from specblock.training.loop.checkpoints import numbered
 from specblock.training.loop.trainer import TrainConfig
-from specblock.training.pipeline import DrafterRecipe, train_drafter
+from specblock.training.pipeline import train_drafter
+from specblock.training.recipe import DrafterRecipe
 from specblock.tree.budget import BudgetController
 
 

@@ -12,7 +12,7 @@ from specblock.target.model import text_config
 from specblock.training.evaluate import served
 from specblock.training.evaluate.served import Agreement, compare
 from specblock.training.kinds import drafter_config, new_drafter
-from specblock.training.pipeline import DrafterRecipe
+from specblock.training.recipe import DrafterRecipe
 
 
 def prompts(count=3):

@@ -14,7 +14,7 @@ from specblock.training.data.answers import Answer, count_tokens, draft_vocabula
 from specblock.training.evaluate.simulate import greedy_answers, simulate, walk
 from specblock.training.features.reader import FeatureReader
 from specblock.training.kinds import drafter_config, new_drafter
-from specblock.training.pipeline import DrafterRecipe
+from specblock.training.recipe import DrafterRecipe
 from specblock.training.start.warm_start import warm_start
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams

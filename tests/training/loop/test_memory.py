@@ -19,7 +19,7 @@ from specblock.training.loop.memory import (
 )
 from specblock.training.objectives.attention import MAX_SCORES
 from specblock.training.objectives.specblock import ObjectiveConfig
-from specblock.training.pipeline import DrafterRecipe
+from specblock.training.recipe import DrafterRecipe
 
 BATCH, LENGTH = 6, 120
 

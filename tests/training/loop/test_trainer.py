@@ -142,7 +142,8 @@ import sys
 from pathlib import Path
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
-from specblock.training.pipeline import DrafterRecipe, train_drafter
+from specblock.training.pipeline import train_drafter
+from specblock.training.recipe import DrafterRecipe
 from specblock.training.loop.trainer import TrainConfig
 
 folder = Path(sys.argv[1])

@@ -91,7 +91,7 @@ def test_a_drafter_trained_in_pieces_is_the_same(monkeypatch):
 
     from specblock.training.evaluate.evaluator import make_batch
     from specblock.training.kinds import training_kind
-    from specblock.training.pipeline import DrafterRecipe
+    from specblock.training.recipe import DrafterRecipe
 
     model = make_drafter(cached_slots=1).model
     objective = training_kind("specblock").objective(DrafterRecipe(), model.config)

@@ -9,7 +9,7 @@ from specblock.drafters.specblock.model import SpecBlockModel, vocabulary_map
 from specblock.errors import CheckpointError
 from specblock.target.model import decoder_layers
 from specblock.training.kinds import drafter_config, new_drafter
-from specblock.training.pipeline import DrafterRecipe
+from specblock.training.recipe import DrafterRecipe
 from specblock.training.start.warm_start import copy_target_layers
 from tiny import VOCABULARY, make_target
 

@@ -23,7 +23,7 @@ from specblock.training.kinds import drafter_config, new_drafter, training_kind
 from specblock.training.loop.plan import steps_from
 from specblock.training.loop.trainer import Trainer
 from specblock.training.objectives.head_loss import PROFILE_LABEL
-from specblock.training.pipeline import DrafterRecipe
+from specblock.training.recipe import DrafterRecipe
 from specblock.training.start.warm_start import warm_start
 
 Report = Callable[[str], None]

@@ -27,7 +27,7 @@ from specblock.engine.calibrate import measure_costs, measured_routes
 from specblock.engine.exactness import give_up_unless_exact
 from specblock.engine.loading import load_drafter
 from specblock.engine.speculator import Speculator
-from specblock.engine.trust import load_survival
+from specblock.engine.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.target.linear import RouteTable, routed
 from specblock.tree.cost import CostTable

@@ -36,7 +36,7 @@ def bench_training(
     from specblock.target.zoo import load_model
     from specblock.training.data.answers import read_answers
     from specblock.training.data.regenerate import prepare_target
-    from specblock.training.pipeline import DrafterRecipe
+    from specblock.training.recipe import DrafterRecipe
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from specblock.cli.tables import console
 from specblock.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from specblock.training.pipeline import DrafterRecipe
+    from specblock.training.recipe import DrafterRecipe
 
 FROM_CONVERSATIONS = "conversations.answers.jsonl"
 
@@ -62,7 +62,7 @@ def recipe_of(settings: TrainSettings) -> DrafterRecipe:
     """The settings as the pipeline takes them, by their names: the one place where they meet."""
     from specblock.training.loop.trainer import TrainConfig
     from specblock.training.objectives.specblock import ObjectiveConfig
-    from specblock.training.pipeline import DrafterRecipe
+    from specblock.training.recipe import DrafterRecipe
 
     def named(kind: type) -> dict[str, Any]:
         names = (field.name for field in fields(kind))

@@ -13,7 +13,7 @@ from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.memory import TextMemory
 from specblock.drafters.registry import KINDS, read_config
 from specblock.engine.loading import load_drafter
-from specblock.engine.trust import load_survival
+from specblock.engine.survival_file import load_survival
 from specblock.errors import SpecBlockError
 from specblock.training.data.answers import Answer
 from specblock.training.distributed.workers import Workers
@@ -24,7 +24,7 @@ from specblock.training.evaluate.simulate import greedy_answers
 from specblock.training.features.corpus import read_all
 from specblock.training.features.reader import FeatureReader
 from specblock.training.kinds import training_kind
-from specblock.training.pipeline import DrafterRecipe
+from specblock.training.recipe import DrafterRecipe
 from specblock.tree.budget import BudgetController
 from specblock.tree.cost import CostTable
 from specblock.tree.policy import GrowthPolicy
