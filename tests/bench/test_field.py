@@ -8,10 +8,10 @@ from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
 
 from specblock.bench import BenchPrompt, run
-from specblock.bench.compiled import CompiledTarget
-from specblock.bench.field import Measured, assemble_field
-from specblock.bench.methods import METHODS, resolve
-from specblock.bench.weights import find_weights, shipped_weights
+from specblock.bench.measure.compiled import CompiledTarget
+from specblock.bench.measure.field import Measured, assemble_field
+from specblock.bench.measure.methods import METHODS, resolve
+from specblock.bench.measure.weights import find_weights, shipped_weights
 from specblock.config import GenerationConfig
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.eagle3.config import Eagle3Config

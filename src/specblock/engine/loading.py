@@ -23,7 +23,7 @@ from specblock.engine.calibrate import use as use_calibration
 from specblock.engine.exactness import give_up_unless_exact, use_tiles
 from specblock.engine.slow_dtype import warn_of_slow_dtype
 from specblock.engine.speculator import Speculator
-from specblock.engine.trust import load_survival
+from specblock.engine.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.kernels.deadline import OutOfTimeError
 from specblock.target.model import Target, text_config
