@@ -9,6 +9,7 @@ a forward and taken off right after it; what is left of us in the model meanwhil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -24,7 +25,8 @@ class Loan:
 
     Args:
         model: the model, any ``PreTrainedModel``.
-        hooks: (layer, forward hook) pairs.
+        tap: what collects the outputs of layers, see
+            :class:`specblock.target.model.FeatureTap`.
         attention: name of a registered attention, which takes the place of those in
             ``replaceable``; None leaves the model its own.
         routed: whether linear layers take routes.
@@ -33,12 +35,12 @@ class Loan:
     def __init__(
         self,
         model: nn.Module,
-        hooks: Sequence[tuple[nn.Module, Callable]],
+        tap: AbstractContextManager,
         attention: str | None,
         replaceable: Sequence[str],
         routed: bool,
     ):
-        self._model, self._hooks, self._routed = model, hooks, routed
+        self._model, self._tap, self._routed = model, tap, routed
         self.attention, self._replaceable = attention, replaceable
         self._table = RouteTable()
         self._undo: list[Callable[[], Any]] = []
@@ -92,10 +94,10 @@ class Loan:
             router.follow()
             own[_FORWARD] = forward
             self._undo.append(lambda own=own: own.pop(_FORWARD, None))
-        for layer, hook in self._hooks:
-            self._undo.append(layer.register_forward_hook(hook).remove)
+        self._tap.__enter__()
 
-    def __exit__(self, *_exception) -> None:
+    def __exit__(self, *exception) -> None:
+        self._tap.__exit__(*exception)
         while self._undo:
             self._undo.pop()()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from specblock.errors import ContextError, ModelError
 from specblock.kernels.linear import RoutedLinear
@@ -53,10 +54,11 @@ def text_config(model: nn.Module):
 
 
 class FeatureTap:
-    """Collects the outputs of named decoder layers during one forward.
+    """Collects the outputs of named decoder layers of the forwards within it.
 
-    ``layers`` are 0-based indices i with the convention *output of decoder layer i*, which is
-    ``hidden_states[i + 1]`` in transformers' numbering. ``hooks`` are (layer, forward hook) pairs.
+    A context manager: the hooks are on the model meanwhile. ``layers`` are 0-based indices i with
+    the convention *output of decoder layer i*, which is ``hidden_states[i + 1]`` in transformers'
+    numbering.
     """
 
     def __init__(self, model: nn.Module, layers: tuple[int, ...]):
@@ -69,7 +71,16 @@ class FeatureTap:
             )
         self.layers = layers
         self._outputs: dict[int, Tensor] = {}
-        self.hooks = [(modules[i], self._hook(i)) for i in sorted(set(layers))]
+        self._hooks = [(modules[i], self._hook(i)) for i in sorted(set(layers))]
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> FeatureTap:
+        self._handles += [layer.register_forward_hook(hook) for layer, hook in self._hooks]
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
     def _hook(self, index: int):
         def keep(_module, _inputs, output):
@@ -122,7 +133,7 @@ class Target:
         self.by_name = bool(exact)
         self.exact = self._is_exact(exact)
         self.loan = Loan(
-            model, self._tap.hooks, self._attention(), _REPLACEABLE, self.device.type == "cpu"
+            model, self._tap, self._attention(), _REPLACEABLE, self.device.type == "cpu"
         )
         self.cache: PathCache | None = None
         self._cache_kind: tuple[torch.device, torch.dtype] | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from specblock.errors import ConfigError
+from specblock.kernels.route_table import RouteTable
 from specblock.target.masks import additive
 from specblock.target.model import Target, TargetOutput
 from specblock.tree.draft_tree import DraftTree
@@ -77,13 +78,22 @@ class CompiledTarget(Target):
 
     Args:
         model, exact: as for :class:`specblock.target.model.Target`.
+        routes: of the linear layers, those of plain decoding.
         backend: of ``torch.compile``.
 
     Raises :class:`ConfigError` where PyTorch cannot compile, or the model has windows.
     """
 
-    def __init__(self, model: nn.Module, exact: bool | None = None, *, backend: str = "inductor"):
+    def __init__(
+        self,
+        model: nn.Module,
+        exact: bool | None = None,
+        routes: RouteTable | None = None,
+        *,
+        backend: str = "inductor",
+    ):
         super().__init__(model, exact=exact, owned=True)
+        self.use_routes(routes or RouteTable())
         if len(self.kinds) > 1 or self.window is not None:
             raise ConfigError(
                 "'plain-compiled' knows no sliding windows, which this model has; leave it out."
@@ -112,7 +122,8 @@ class CompiledTarget(Target):
     def _compile(self, size: int) -> None:
         self.reset(size)
         try:
-            self.prefill(torch.zeros(2, dtype=torch.int64, device=self.device))
+            # by single tokens, as the step: the layers' products are chosen outside the compiler
+            self.prefill(torch.zeros(1, dtype=torch.int64, device=self.device))
             for _ in range(_WARM_STEPS):
                 self.verify(DraftTree.root_only(0, self.device))
         except torch._dynamo.exc.TorchDynamoException as error:

@@ -64,7 +64,8 @@ class FeatureReader:
         ids = nn.utils.rnn.pad_sequence(whole, batch_first=True).to(self.model.device)
         first = min(len(answer.prompt_ids) for answer in answers)
         rows = torch.arange(first, ids.shape[1], device=ids.device)
-        output = self.model(input_ids=ids, use_cache=False, logits_to_keep=rows)
+        with self._tap:
+            output = self.model(input_ids=ids, use_cache=False, logits_to_keep=rows)
         features = self._tap.take()
         read = []
         for row, answer in enumerate(answers):
