@@ -52,8 +52,7 @@ class Loan:
         layers = [module for module in self._modules if _is_ordinary(module)]
         pairs = [(layer, router_of(layer)) for layer in layers if self._routed]
         self._layers = [(layer, router, router.forward) for layer, router in pairs]
-        for _, router in pairs:
-            router.use(self._table)
+        self.use(self._table)
         configs = {id(module.config): module.config for module in self._modules if _has(module)}
         self._configs = list(configs.values())
 
@@ -66,7 +65,8 @@ class Loan:
         """Let the linear layers take the routes of ``table``."""
         self._table = table
         for linear in self.linears:
-            linear.use(table)
+            if linear.table is not table:
+                linear.use(table)
 
     def confirm(self) -> None:
         """No copy of a weight is older than the weight, however it was changed."""
