@@ -1,13 +1,16 @@
 """The house rules that a machine can check: who imports whom, and how long things are."""
 
 import ast
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "specblock"
+TESTS = Path(__file__).parent
+SOURCE = TESTS.parent / "src" / "specblock"
 MODULES = sorted(SOURCE.rglob("*.py"))
-MODULE_LINES, FUNCTION_LINES = 300, 50
+MODULE_LINES, FUNCTION_LINES, FOLDER_FILES = 300, 50, 15
 
 # Imports run downwards only: a part may use the parts of its own level and of lower ones. What is
 # not listed here may be imported by nothing but the package's own __init__.
@@ -18,6 +21,7 @@ LEVELS = {
     "data": 1,
     "weights": 1,
     "tree": 1,
+    "kernels": 1,
     "target": 2,
     "drafters": 2,
     "engine": 3,
@@ -70,6 +74,54 @@ def typing_only(path):
     return lines
 
 
+def modules_of(package):
+    """The dotted name and the file of every module of a package's folder."""
+    for path in sorted(package.rglob("*.py")):
+        pieces = path.relative_to(package.parent).with_suffix("").parts
+        yield ".".join(pieces[:-1] if pieces[-1] == "__init__" else pieces), path
+
+
+def import_graph(package):
+    """Which modules of a package every one of them imports, at its top or inside a function.
+
+    Not that a module's package comes before it: Python takes care of that.
+    """
+    modules = dict(modules_of(package))
+    graph = {}
+    for module, path in modules.items():
+        unseen, graph[module] = typing_only(path), set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                names = [name if name in modules else node.module for name in inner]
+            else:
+                continue
+            if node.lineno not in unseen:
+                graph[module].update(set(names) & set(modules))
+    return graph
+
+
+def circle_in(graph):
+    """One circle of a graph as a list of its nodes; an empty list where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def crowded(folder):
+    """The folders from here down with more Python files than a reader takes in at a glance.
+
+    A folder's own ``__init__.py`` does not count: it is the folder's name plate.
+    """
+    files = [path for path in folder.rglob("*.py") if path.name != "__init__.py"]
+    counts = Counter(path.parent for path in files)
+    return {str(at.relative_to(folder)): n for at, n in counts.items() if n > FOLDER_FILES}
+
+
 def name_of(path):
     return str(path.relative_to(SOURCE))
 
@@ -94,6 +146,46 @@ def test_imports_run_downwards(path):
         if not fits and line not in unseen:
             wrong.append(f"line {line}: {part} imports {other}")
     assert not wrong
+
+
+def test_no_module_imports_itself_through_others():
+    assert circle_in(import_graph(SOURCE)) == []
+
+
+@pytest.mark.parametrize(
+    ("back", "circle"),
+    [
+        ("from house.a import x", True),
+        ("from house import a", True),
+        ("import house.a", True),
+        ("def f():\n    if True:\n        from house.a import x", True),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from house.a import x", False),
+        ("from house.inner.c import x", False),
+    ],
+)
+def test_circles_are_found_however_deep_the_import(tmp_path, back, circle):
+    package = tmp_path / "house"
+    (package / "inner").mkdir(parents=True)
+    texts = {"__init__": "", "a": "import house.inner.b", "inner/__init__": "", "inner/c": "x = 1"}
+    for name, text in {**texts, "inner/b": back}.items():
+        (package / f"{name}.py").write_text(text)
+    found = circle_in(import_graph(package))
+    assert set(found) == ({"house.a", "house.inner.b"} if circle else set())
+
+
+@pytest.mark.parametrize("folder", [SOURCE, TESTS], ids=["src", "tests"])
+def test_folders_hold_few_files(folder):
+    assert crowded(folder) == {}
+
+
+def test_a_crowded_folder_is_found(tmp_path):
+    room = tmp_path / "room"
+    room.mkdir()
+    for name in ("__init__", *(f"m{number}" for number in range(FOLDER_FILES))):
+        (room / f"{name}.py").touch()
+    assert crowded(tmp_path) == {}
+    (room / "one_more.py").touch()
+    assert crowded(tmp_path) == {"room": FOLDER_FILES + 1}
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if part_of(p) == "tree"], ids=name_of)

@@ -11,16 +11,16 @@ from tests.engine.test_lossless import SAMPLERS, assert_same, run
 from tests.tiny import make_drafter, make_target
 
 from specblock.adaptation.adapter import Adaptation
-from specblock.adaptation.arms import swap
-from specblock.adaptation.bandit import GainBandit, replay
-from specblock.adaptation.feedback import Record
-from specblock.adaptation.learner import BETTER, FAILED, Attempt, Job
-from specblock.adaptation.signals import CONTEXT
+from specblock.adaptation.deciding.bandit import GainBandit, replay
+from specblock.adaptation.feedback.buffer import Record
+from specblock.adaptation.feedback.signals import CONTEXT
+from specblock.adaptation.learning.arms import swap
+from specblock.adaptation.learning.learner import BETTER, FAILED, Attempt, Job
 from specblock.drafters.base import FixedBudget
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
-from specblock.target.linear import route_linears
+from specblock.kernels.linear import route_linears
 from specblock.target.model import Target
 
 EAGER = {"policy": "always-full", "min_requests": 2, "heads_lr": 5e-3, "layers_lr": 3e-3}

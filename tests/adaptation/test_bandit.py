@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from specblock.adaptation.bandit import SKIP, GainBandit, LinearGain, Prior, replay
-from specblock.adaptation.ledger import Ledger, UpdateCosts
-from specblock.adaptation.simulation import World, simulate_bandit, simulate_fixed
+from specblock.adaptation.deciding.bandit import SKIP, GainBandit, LinearGain, Prior, replay
+from specblock.adaptation.deciding.ledger import Ledger, UpdateCosts
+from specblock.adaptation.replay.simulation import World, simulate_bandit, simulate_fixed
 
 SEEDS = range(100)
 COSTS = {"heads": 2.0, "full": 6.0}

@@ -6,15 +6,15 @@ from tests.adaptation.world import config, make_record, make_speculator, prompt
 from tests.tiny import OracleDrafter, make_drafter, make_target
 
 from specblock.adaptation.adapter import Adaptation
-from specblock.adaptation.feedback import PER_STRATUM, FeedbackBuffer, stratum_of
-from specblock.adaptation.observer import FeedbackObserver, TargetReducer
-from specblock.adaptation.signals import round_signal
+from specblock.adaptation.feedback.buffer import PER_STRATUM, FeedbackBuffer, stratum_of
+from specblock.adaptation.feedback.observer import FeedbackObserver, TargetReducer
+from specblock.adaptation.feedback.signals import round_signal
 from specblock.drafters.base import FixedBudget
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
-from specblock.training.answers import Answer
-from specblock.training.features import FeatureReader
+from specblock.training.data.answers import Answer
+from specblock.training.features.reader import FeatureReader
 from specblock.tree.accept import Acceptance
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams

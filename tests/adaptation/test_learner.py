@@ -7,7 +7,8 @@ import torch
 from tests.adaptation.world import config, make_record
 from tests.tiny import make_drafter
 
-from specblock.adaptation.arms import (
+from specblock.adaptation.deciding.watch import TauWatch
+from specblock.adaptation.learning.arms import (
     ARMS,
     COST_SHARES,
     FULL,
@@ -19,12 +20,13 @@ from specblock.adaptation.arms import (
     swap,
     trainable,
 )
-from specblock.adaptation.judge import accepted_lengths, compare
-from specblock.adaptation.learner import BETTER, NOT_FINITE, REVERTED, Job, Learner
-from specblock.adaptation.watch import TauWatch
-from specblock.target.linear import RouteTable, available_routes, route_linears, routed
-from specblock.training.evaluate import make_batch
-from specblock.training.forward import run_block, run_trunk
+from specblock.adaptation.learning.judge import accepted_lengths, compare
+from specblock.adaptation.learning.learner import BETTER, NOT_FINITE, REVERTED, Job, Learner
+from specblock.kernels.linear import route_linears, routed
+from specblock.kernels.products import available_routes
+from specblock.kernels.route_table import RouteTable
+from specblock.training.evaluate.evaluator import make_batch
+from specblock.training.objectives.specblock_forward import run_block, run_trunk
 
 SHAPE = {"cached_slots": 1, "slot_rank": 4, "sink": True}
 

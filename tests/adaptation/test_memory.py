@@ -10,8 +10,8 @@ from specblock.drafters.base import BudgetController
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.speculator import Speculator
 from specblock.target.model import Target
-from specblock.training.answers import Answer
-from specblock.training.features import FeatureReader
+from specblock.training.data.answers import Answer
+from specblock.training.features.reader import FeatureReader
 from specblock.tree.cost import CostTable
 
 LENGTH = {"max_new_tokens": 24, "ignore_eos": True}

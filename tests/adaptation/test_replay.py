@@ -6,13 +6,13 @@ import pytest
 import torch
 from tests.adaptation.world import config, make_speculator, prompt
 
-from specblock.adaptation import replay as module
 from specblock.adaptation.adapter import Adaptation
-from specblock.adaptation.observer import TargetReducer
-from specblock.adaptation.poison import LyingReducer
-from specblock.adaptation.replay import Request, replay_stream
-from specblock.adaptation.report import Row, draw, report_of
-from specblock.bench.prompts import load_prompts
+from specblock.adaptation.feedback.observer import TargetReducer
+from specblock.adaptation.replay import stream as module
+from specblock.adaptation.replay.poison import LyingReducer
+from specblock.adaptation.replay.report import Row, draw, regret_told, report_of
+from specblock.adaptation.replay.stream import Request, replay_stream
+from specblock.bench.suites.prompts import load_prompts
 from specblock.config import GenerationConfig
 from specblock.data import SHIFTING_STREAM
 from specblock.errors import ConfigError
@@ -114,6 +114,28 @@ def test_won_seconds_and_regret_add_up():
     assert bandit["tokens_per_second"] == pytest.approx(30 / 5.5)
     assert (bandit["updates"], bandit["swaps"], bandit["rollbacks"]) == (1, 1, 1)
     assert bandit["update_seconds"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        ([0.5, -3.84], "was 3.8 s ahead of the best fixed policy ('never') in the end."),
+        (
+            [0.5, 3.84],
+            "was 3.8 s behind the best fixed policy ('never') in the end, and never caught up.",
+        ),
+        (
+            [-0.5, 3.84],
+            "was 3.8 s behind the best fixed policy ('never') in the end, having been level or "
+            "ahead on the way.",
+        ),
+        ([3.84, 0.0], "took as long as the best fixed policy ('never')."),
+        ([3.84, -0.04], "took as long as the best fixed policy ('never')."),
+        ([3.84, 0.04], "took as long as the best fixed policy ('never')."),
+    ],
+)
+def test_the_regret_is_told_as_it_is(seconds, told):
+    assert regret_told("never", seconds) == f"The bandit {told}"
 
 
 def test_policies_are_checked():

@@ -12,9 +12,9 @@ import torch
 from tests.adaptation.test_learner import learnable_job, live_model
 from tests.adaptation.world import config
 
-from specblock.adaptation.arms import CORRECTION, FULL, HEADS
-from specblock.adaptation.learner import BETTER, FAILED, REVERTED, Learner
-from specblock.adaptation.runners import make_runner
+from specblock.adaptation.learning.arms import CORRECTION, FULL, HEADS
+from specblock.adaptation.learning.learner import BETTER, FAILED, REVERTED, Learner
+from specblock.adaptation.learning.runners import make_runner
 
 PLACES = ("between-requests", "thread", "process")
 

@@ -14,8 +14,8 @@ from tests.adaptation.world import config, make_speculator, prompt
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
 
-from specblock.adaptation.learner import BETTER, Attempt
-from specblock.adaptation.signals import CONTEXT
+from specblock.adaptation.feedback.signals import CONTEXT
+from specblock.adaptation.learning.learner import BETTER, Attempt
 from specblock.adaptation.state import STATUS, export, read_status, save
 from specblock.drafters.specblock.checkpoint import read_config, save_checkpoint
 from specblock.engine.loading import assemble, load_drafter

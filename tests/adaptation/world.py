@@ -8,7 +8,7 @@ from tests.tiny import make_drafter, make_target
 from tests.training.toy import make_sequence
 
 from specblock.adaptation.config import AdaptationConfig
-from specblock.adaptation.feedback import Record
+from specblock.adaptation.feedback.buffer import Record
 from specblock.drafters.base import FixedBudget
 from specblock.engine.speculator import Speculator
 from specblock.target.model import Target

@@ -7,10 +7,10 @@ import torch
 
 from fake_speculator import FakeSpeculator, answer_token
 from specblock.bench import BenchPrompt, run
-from specblock.bench.divergence import classify, first_difference, near_tie_limit
 from specblock.bench.environment import describe_environment
-from specblock.bench.intervals import bootstrap_median
-from specblock.bench.methods import resolve
+from specblock.bench.measure.divergence import classify, first_difference, near_tie_limit
+from specblock.bench.measure.methods import resolve
+from specblock.bench.report.intervals import bootstrap_median
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError, ContextError
 

@@ -8,7 +8,7 @@ import pytest
 
 from fake_speculator import FakeSpeculator
 from specblock.bench import BenchPrompt, run
-from specblock.bench.document import markdown, read_report, regenerate, update
+from specblock.bench.report.document import markdown, read_report, regenerate, update
 from specblock.config import GenerationConfig
 from specblock.errors import SpecBlockError
 from specblock.tree.cost import CostTable
@@ -130,7 +130,7 @@ class Tags(HTMLParser):
 @pytest.mark.parametrize("which", ["new", "committed"])
 def test_the_page_needs_nothing_else(saved, which):
     pytest.importorskip("matplotlib")
-    from specblock.bench.page import page
+    from specblock.bench.report.page import page
 
     report = read_report(saved if which == "new" else COMMITTED)
     text = page({"one <run>": report})
@@ -146,7 +146,7 @@ def test_the_page_needs_nothing_else(saved, which):
 def test_without_matplotlib_it_is_one_sentence(saved, monkeypatch):
     import sys
 
-    from specblock.bench.page import page
+    from specblock.bench.report.page import page
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SpecBlockError, match=r"specblock\[viz\]"):

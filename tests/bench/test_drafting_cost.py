@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from specblock.bench import drafting_cost as module
-from specblock.bench.drafting_cost import drafting_cost
-from specblock.bench.shapes import DRAFTERS, SHAPES, Shape, find_shape
+from specblock.bench.costs import drafting as module
+from specblock.bench.costs.drafting import drafting_cost
+from specblock.bench.costs.shapes import DRAFTERS, SHAPES, Shape, find_shape
 from specblock.errors import ConfigError
 
 TINY = Shape(

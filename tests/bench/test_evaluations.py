@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from specblock.bench.document import figures_of, markdown, read_report
-from specblock.bench.evaluations import draw_curves
+from specblock.bench.report.document import figures_of, markdown, read_report
+from specblock.bench.report.evaluations import draw_curves
 from specblock.errors import SpecBlockError
 
 MEMORY = Path(__file__).parents[2] / "docs/results/evaluate-memory.json"

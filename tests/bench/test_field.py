@@ -8,10 +8,10 @@ from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
 
 from specblock.bench import BenchPrompt, run
-from specblock.bench.compiled import CompiledTarget
-from specblock.bench.field import Measured, assemble_field
-from specblock.bench.methods import METHODS, resolve
-from specblock.bench.weights import find_weights, shipped_weights
+from specblock.bench.measure.compiled import CompiledTarget
+from specblock.bench.measure.field import Measured, assemble_field
+from specblock.bench.measure.methods import METHODS, resolve
+from specblock.bench.measure.weights import find_weights, shipped_weights
 from specblock.config import GenerationConfig
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.eagle3.config import Eagle3Config
@@ -21,7 +21,7 @@ from specblock.drafters.parallel.model import ParallelModel
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import CheckpointError, ConfigError
-from specblock.target.linear import RouteTable
+from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 from specblock.tree.sampling import SamplingParams
@@ -104,7 +104,7 @@ def test_hooks_are_there_only_while_a_method_runs(folders, measured):
     )
     layers = network.get_decoder().layers
     assert not any(layer._forward_hooks for layer in layers)
-    with field.contenders["eagle3"].speculator.target.in_use():
+    with field.contenders["eagle3"].speculator.target.loan:
         assert [bool(layer._forward_hooks) for layer in layers] == [False, True, True, True] + [
             False
         ] * 2
@@ -173,7 +173,9 @@ def text(target, prompt, count):
 
 def test_the_compiled_step_decodes_plainly():
     network = make_target("qwen3", max_position_embeddings=2048, num_hidden_layers=1)
-    plain, compiled = Target(network), CompiledTarget(network, backend="eager")
+    routes, plain = RouteTable(), Target(network)
+    plain.use_routes(routes)
+    compiled = CompiledTarget(network, routes=routes, backend="eager")
     assert text(compiled, [4, 9, 11], 30) == text(plain, [4, 9, 11], 30)
     long = [(7 * i) % 97 for i in range(520)]  # another cache, and two chunks of prompt
     assert text(compiled, long, 6) == text(plain, long, 6)

@@ -7,12 +7,12 @@ import torch
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
 
-from specblock.bench.field import Measured, assemble_field
-from specblock.bench.profile import profile_rounds
+from specblock.bench.measure.field import Measured, assemble_field
+from specblock.bench.measure.profile import profile_rounds
 from specblock.config import GenerationConfig
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.errors import ContextError
-from specblock.target.linear import RouteTable
+from specblock.kernels.route_table import RouteTable
 from specblock.tree.cost import CostTable
 
 IDS = list(range(5, 20))

@@ -3,7 +3,7 @@ import json
 import pytest
 import zstandard
 
-from specblock.bench.prompts import load_prompts
+from specblock.bench.suites.prompts import load_prompts
 from specblock.errors import SpecBlockError
 
 ROWS = [

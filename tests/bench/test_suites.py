@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from specblock.bench.prompts import load_prompts
-from specblock.bench.suites import PUBLIC, load_suite, sample_per_task
+from specblock.bench.suites.prompts import load_prompts
+from specblock.bench.suites.suites import PUBLIC, load_suite, sample_per_task
 from specblock.data import OWN_PROMPTS
 from specblock.errors import SpecBlockError
 

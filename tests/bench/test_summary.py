@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from specblock.bench.intervals import bootstrap_median, bootstrap_ratio
-from specblock.bench.rows import Row
-from specblock.bench.summary import Summary
+from specblock.bench.measure.rows import Row
+from specblock.bench.report.intervals import bootstrap_median, bootstrap_ratio
+from specblock.bench.report.summary import Summary
 from specblock.tree.cost import CostTable
 
 

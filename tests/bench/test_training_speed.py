@@ -5,11 +5,11 @@ import torch
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
 
-from specblock.bench.training_speed import measure_training
-from specblock.training.answers import Answer
-from specblock.training.objective import ObjectiveConfig
-from specblock.training.pipeline import DrafterRecipe
-from specblock.training.trainer import TrainConfig
+from specblock.bench.costs.training import measure_training
+from specblock.training.data.answers import Answer
+from specblock.training.loop.trainer import TrainConfig
+from specblock.training.objectives.specblock import ObjectiveConfig
+from specblock.training.recipe import DrafterRecipe
 
 
 @pytest.mark.parametrize("kind", ["specblock", "eagle3", "parallel"])

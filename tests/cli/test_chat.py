@@ -1,4 +1,4 @@
-from specblock.cli import chat as chat_module
+from specblock.cli.decoding import chat as chat_module
 from specblock.errors import ContextError
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from specblock.bench import load_prompts
-from specblock.cli.side_by_side import LiveDisplay
+from specblock.cli.decoding.side_by_side import LiveDisplay
 from specblock.data import DEMO_PROMPTS, OWN_PROMPTS
 
 VERBS = (
@@ -182,7 +182,7 @@ def test_convert_to_eight_bits_takes_ours_with_its_calibration(run, tmp_path):
     from tests.tiny import make_drafter
 
     from specblock.drafters.checkpoint import save_checkpoint
-    from specblock.engine.trust import load_survival, save_survival
+    from specblock.engine.survival_file import load_survival, save_survival
     from specblock.tree.survival import SurvivalModel
 
     whole, half = tmp_path / "whole", tmp_path / "half"
@@ -220,8 +220,8 @@ def test_check_ends_with_one_where_serving_differs(run, monkeypatch, tmp_path):
 
     from specblock.engine import loading
     from specblock.target import zoo
-    from specblock.training import served
-    from specblock.training.served import Agreement
+    from specblock.training.evaluate import served
+    from specblock.training.evaluate.served import Agreement
 
     found = Agreement(3, 40, 100, 0.01, 0.01, 1.0, 2.5, 2.5)
     monkeypatch.setattr(zoo, "load_model", lambda *names, **options: (None, make_tokenizer()))

@@ -6,13 +6,13 @@ import json
 import pytest
 import yaml
 from tests.tiny import make_target
-from tests.training.test_chat_mask import chat_tokenizer
+from tests.training.data.test_chat_mask import chat_tokenizer
 
 from specblock.cli.progress import duration, progress_line
-from specblock.cli.train import recipe_of
+from specblock.cli.training.train import recipe_of
+from specblock.training.data.turns import Progress
 from specblock.training.provenance import earlier_runs
 from specblock.training.settings import TrainSettings
-from specblock.training.turns import Progress
 
 
 def refused(result, sentence):
@@ -147,7 +147,7 @@ def test_training_gets_what_was_asked_for(run, folder, source, monkeypatch, tmp_
 
 def test_the_settings_are_the_defaults_of_the_pipeline():
     """Two lists of defaults that must not drift apart, but for the number of epochs."""
-    from specblock.training.pipeline import DrafterRecipe
+    from specblock.training.recipe import DrafterRecipe
 
     ours = dataclasses.asdict(recipe_of(TrainSettings(answers="a", out="b")))
     theirs = dataclasses.asdict(DrafterRecipe())
@@ -157,9 +157,9 @@ def test_the_settings_are_the_defaults_of_the_pipeline():
 
 def test_no_setting_is_ignored():
     """Every setting is one of the verb's own, or a field of what the pipeline is given."""
-    from specblock.training.objective import ObjectiveConfig
-    from specblock.training.pipeline import DrafterRecipe
-    from specblock.training.trainer import TrainConfig
+    from specblock.training.loop.trainer import TrainConfig
+    from specblock.training.objectives.specblock import ObjectiveConfig
+    from specblock.training.recipe import DrafterRecipe
 
     own = {"answers", "conversations", "out", "model", "start", "minutes", "dtype", "device"}
     taken = {f.name for kind in (DrafterRecipe, ObjectiveConfig, TrainConfig)

@@ -8,7 +8,7 @@ from specblock.drafters.base import FixedBudget
 from specblock.drafters.specblock.config import SpecBlockConfig
 from specblock.drafters.specblock.drafter import SpecBlockDrafter
 from specblock.drafters.specblock.model import SpecBlockModel
-from specblock.training.forward import run_block, run_trunk
+from specblock.training.objectives.specblock_forward import run_block, run_trunk
 from specblock.tree.growth import branching_factors, extend, first_pool, starters
 
 VARIANTS = {

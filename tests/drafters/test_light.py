@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from specblock.drafters.light import light_rows, route_drafter
-from specblock.target.linear import ROW_BUCKETS, RoutedLinear, has_light
+from specblock.kernels.linear import RoutedLinear, has_light
+from specblock.kernels.route_table import ROW_BUCKETS
 
 needs_light = pytest.mark.skipif(
     not has_light(nn.Linear(32, 32)), reason="no product with 8-bit weights in this build"

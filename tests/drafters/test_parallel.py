@@ -13,7 +13,7 @@ from specblock.drafters.parallel.model import ParallelModel
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
-from specblock.training.parallel import run_trunk
+from specblock.training.objectives.parallel import run_trunk
 from specblock.tree.cost import CostTable
 from specblock.tree.sampling import SamplingParams
 

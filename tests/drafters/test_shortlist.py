@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from specblock.drafters.shortlist import SPARE, best_logits, screening_pays
-from specblock.target.linear import ROW_BUCKETS, RoutedLinear, RouteTable, has_int8
+from specblock.kernels.linear import RoutedLinear, has_int8
+from specblock.kernels.route_table import ROW_BUCKETS, RouteTable
 
 WIDTH, VOCABULARY = 64, 500
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="no 8-bit product on this processor")

@@ -13,7 +13,7 @@ from specblock.engine import loading
 from specblock.engine.calibrate import Calibration, calibration_key, calibration_path
 from specblock.engine.loading import assemble, find_drafter, load, load_drafter
 from specblock.errors import CheckpointError, ConfigError
-from specblock.target.linear import RouteTable
+from specblock.kernels.route_table import RouteTable
 from specblock.tree.cost import CostTable
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
@@ -24,6 +24,12 @@ def folder(tmp_path):
     path = tmp_path / "drafter"
     save_checkpoint(make_drafter().model, path, dtype=torch.float32)
     return path
+
+
+@pytest.fixture(autouse=True)
+def believing(monkeypatch):
+    """Whatever else runs beside the tests: what is measured is kept."""
+    monkeypatch.setattr("specblock.engine.calibrate._BELIEVED", float("inf"))
 
 
 def test_a_first_load_measures_and_the_next_remembers(folder, tmp_path):
@@ -104,16 +110,18 @@ def test_a_calibration_survives_json():
     assert again.exact
 
 
-def test_a_machine_that_was_found_inexact_is_remembered(tmp_path, monkeypatch):
+def test_a_machine_that_was_found_inexact_is_remembered(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("specblock.engine.exactness.repeats_plain", lambda target: False)
     model, costs = make_target("llama").to(torch.bfloat16), CostTable({1: 1.0})
-    monkeypatch.setattr("specblock.engine.calibrate.measure_costs", lambda *_: costs)
-    measured = assemble(model, make_tokenizer(), None, cache_dir=tmp_path)
+    monkeypatch.setattr("specblock.engine.calibrate.measure_believably", lambda *_: (costs, 1.0))
+    measured = assemble(model, make_tokenizer(), "lookup", cache_dir=tmp_path)
     monkeypatch.undo()
     assert not measured.target.exact
-    again = assemble(model, make_tokenizer(), None, cache_dir=tmp_path)
+    caplog.clear()
+    again = assemble(model, make_tokenizer(), "lookup", cache_dir=tmp_path)
     assert again.costs.to_dict() == costs.to_dict()  # nothing was measured
     assert not again.target.exact
+    assert "near-ties" in caplog.text  # and it is said every time
 
 
 def test_targets_of_one_model_keep_their_own_attention():
@@ -124,7 +132,7 @@ def test_targets_of_one_model_keep_their_own_attention():
     assert not loose.target.exact
     assert loose.generate("w7 w8 w9", max_new_tokens=12).stats.new_tokens > 0
     assert exact.generate("w7 w8 w9", max_new_tokens=12).token_ids == answer.token_ids
-    assert model.config._attn_implementation == "specblock_invariant"
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(

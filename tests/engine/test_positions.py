@@ -138,7 +138,7 @@ def test_the_doorway_goes_on_as_transformers_does(own_cache):
     ids = torch.tensor([prompt(20)])
     settings = {"max_new_tokens": LENGTH, "do_sample": False, "eos_token_id": None}
     for name in ("default", "dynamic", "longrope, read again"):
-        plain = make(name).generate(ids, max_new_tokens=LENGTH, **settings)
+        plain = make(name).generate(ids, **settings)
         ours = make(name).generate(
             ids,
             max_new_tokens=LENGTH,

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from specblock.engine.exactness import give_up_unless_exact, repeats_plain
+from specblock.engine.exactness import give_up_unless_exact, repeats_plain, use_tiles
 from specblock.errors import ModelError
-from specblock.target.invariant import invariant_attention
-from specblock.target.linear import ROW_BUCKETS, RouteTable
+from specblock.kernels.route_plan import choose_routes
+from specblock.kernels.route_table import ROW_BUCKETS
+from specblock.target.invariant import block_length, invariant_attention, keeps_one_order
 from specblock.target.masks import additive, tree_mask, within_window
 from specblock.target.model import Target
-from specblock.target.routes import agreeing_routes, choose_routes
 from tests.tiny import ARCHITECTURES, make_target
 
 
@@ -23,31 +23,12 @@ def random_tree(count: int, seed: int) -> torch.Tensor:
     return mask
 
 
-def kernels_keep_one_order() -> bool:
-    """Whether this machine's products add key after key, however many rows there are: what the
-    attention builds on, tried without it."""
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(2, 16, 300, generator=generator)
-    values = torch.randn(2, 300, 9, generator=generator)
-    plain = torch.bmm(weights, values)
-    apart = torch.zeros(2, 48, 340)
-    apart[:, :16, :250], apart[:, :16, 260:310] = weights[..., :250], weights[..., 250:]
-    moved = torch.zeros(2, 340, 9)
-    moved[:, :250], moved[:, 260:310] = values[:, :250], values[:, 250:]
-    return torch.bmm(apart, moved)[:, :16].equal(plain)
-
-
 def exact_target(name: str, dtype: torch.dtype) -> Target:
-    """A target whose layers all take one route that keeps its rows; skips where there is none."""
-    model = make_target(name, max_position_embeddings=1024).to(dtype)
-    target = Target(model, exact=True)
-    shapes = {linear.shape for linear in target.linears}
-    agreement = agreeing_routes(target.linears, may_copy=shapes)
-    names = ("direct", "transposed", "packed", "blocked")
-    steady = [n for n in names if all(n in bucket[n] for bucket in agreement)]
-    if not steady or not kernels_keep_one_order():
-        pytest.skip("this machine's matrix products depend on the number of rows")
-    target.use_routes(RouteTable({shape: [steady[-1]] * len(ROW_BUCKETS) for shape in shapes}))
+    """A target whose layers take their rows in tiles; skips where attention has no one order."""
+    if not keeps_one_order(block_length() + 128):
+        pytest.skip("this machine's matrix products depend on the number of keys")
+    target = Target(make_target(name, max_position_embeddings=1024).to(dtype), exact=True)
+    use_tiles(target)
     return target
 
 
@@ -105,9 +86,8 @@ def test_verified_trees_repeat_plain_decoding_to_the_bit(name, dtype):
 
 def test_a_kernel_that_minds_its_rows_is_noticed():
     target = exact_target("llama", torch.float32)
-    linear = target.linears[3]
-    compute = type(linear).forward
-    linear.forward = lambda x: compute(linear, x) * (1 + (x.numel() > 32 * 20) * 1e-6)
+    layer = target.model.get_decoder().layers[1].mlp.down_proj
+    layer.register_forward_hook(lambda _, x, y: y * (1 + (len(x[0][0]) > 20) * 1e-6))
     assert not repeats_plain(target)
 
 
@@ -119,7 +99,14 @@ def test_a_machine_that_cannot_be_exact_is_told_so(monkeypatch, caplog):
     give_up_unless_exact(targets)
     assert not any(target.exact for target in targets)
     assert "near-ties" in caplog.text
-    assert model.config._attn_implementation == "specblock_sdpa"
+    assert {target.loan.attention for target in targets} == {"specblock_sdpa"}
+
+
+def test_a_machine_that_cannot_be_exact_refuses_it_by_name(monkeypatch):
+    target = Target(make_target("llama"), exact=True)
+    monkeypatch.setattr("specblock.engine.exactness.repeats_plain", lambda target: False)
+    with pytest.raises(ModelError, match="leave exact out"):
+        give_up_unless_exact([target])
 
 
 def test_half_precision_on_the_cpu_is_exact_unless_told_otherwise():

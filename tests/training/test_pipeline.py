@@ -14,13 +14,14 @@ from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ModelError, SpecBlockError
 from specblock.target.model import Target
-from specblock.training import monitor
-from specblock.training.answers import count_tokens, draft_vocabulary, read_answers, split_held_out
-from specblock.training.features import FeatureReader, collate
-from specblock.training.monitor import Table
-from specblock.training.pipeline import DrafterRecipe, train_drafter
-from specblock.training.prompts import Prompt, read_prompts
-from specblock.training.regenerate import (
+from specblock.training.data.answers import (
+    count_tokens,
+    draft_vocabulary,
+    read_answers,
+    split_held_out,
+)
+from specblock.training.data.prompts import Prompt, read_prompts
+from specblock.training.data.regenerate import (
     RegenerateConfig,
     answer_batch,
     draw_batch,
@@ -28,7 +29,12 @@ from specblock.training.regenerate import (
     regenerate,
     temperature_of,
 )
-from specblock.training.trainer import TrainConfig
+from specblock.training.features.reader import FeatureReader, collate
+from specblock.training.loop import monitor
+from specblock.training.loop.monitor import Table
+from specblock.training.loop.trainer import TrainConfig
+from specblock.training.pipeline import train_drafter
+from specblock.training.recipe import DrafterRecipe
 from specblock.tree.sampling import SamplingParams
 
 GREEDY = RegenerateConfig(max_new_tokens=20, batch_size=3, temperatures=((0.0, 1.0),), window=8)

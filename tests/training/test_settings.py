@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from specblock.errors import ConfigError
+from specblock.training.data.turns import TEMPERATURES
 from specblock.training.settings import PrepareDataSettings, RegenerateSettings, TrainSettings
-from specblock.training.turns import TEMPERATURES
 
 ALL = (
     (PrepareDataSettings, {"source": "a", "out": "b"}),

@@ -1,7 +1,7 @@
 """A drafter that learns while it serves: collects feedback, decides, updates, watches, goes back.
 
 Everything here runs in the thread that decodes, but for the attempts themselves where they are sent
-elsewhere (:mod:`specblock.adaptation.runners`); weights change hands between two rounds.
+elsewhere (:mod:`specblock.adaptation.learning.runners`); weights change hands between two rounds.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from specblock.adaptation.arms import ARMS, COST_SHARES, ordinary_config, swap
-from specblock.adaptation.bandit import SKIP, GainBandit, Prior
 from specblock.adaptation.calibrations import Calibrations
 from specblock.adaptation.config import MEMORY, AdaptationConfig
 from specblock.adaptation.containment import Contained
-from specblock.adaptation.feedback import FeedbackBuffer, stratum_of
-from specblock.adaptation.journal import Journal
-from specblock.adaptation.learner import REVERTED, Attempt, Job, Learner
-from specblock.adaptation.ledger import Ledger, UpdateCosts
-from specblock.adaptation.observer import FeedbackObserver, TargetReducer
-from specblock.adaptation.runners import make_runner
-from specblock.adaptation.signals import CONTEXT, Signals
-from specblock.adaptation.watch import TauWatch
+from specblock.adaptation.deciding.bandit import SKIP, GainBandit, Prior
+from specblock.adaptation.deciding.journal import Journal
+from specblock.adaptation.deciding.ledger import Ledger, UpdateCosts
+from specblock.adaptation.deciding.watch import TauWatch
+from specblock.adaptation.feedback.buffer import FeedbackBuffer, stratum_of
+from specblock.adaptation.feedback.observer import FeedbackObserver, TargetReducer
+from specblock.adaptation.feedback.signals import CONTEXT, Signals
+from specblock.adaptation.learning.arms import ARMS, COST_SHARES, ordinary_config, swap
+from specblock.adaptation.learning.learner import REVERTED, Attempt, Job, Learner
+from specblock.adaptation.learning.runners import make_runner
+from specblock.adaptation.state import resume, save
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.memory import TextMemory
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
-from specblock.training.noise import mixed_seed
+from specblock.training.objectives.noise import mixed_seed
 
 _log = logging.getLogger("specblock")
 _LEAST_HELD_OUT = 2  # records; fewer give no spread to judge by
@@ -81,11 +82,8 @@ class Adaptation:
         self._runner = make_runner(self.learner, config)
         self._asked: tuple[str, tuple[float, ...]] | None = None  # the running one's
         self._saved = time.monotonic()
-        if config.folder is not None:
-            from specblock.adaptation.state import resume  # it knows this class
-
-            if resume(self):
-                swap(model, self.learner.live_weights())
+        if config.folder is not None and resume(self):
+            swap(model, self.learner.live_weights())
 
     # -- what the engine calls ------------------------------------------------------------------
 
@@ -257,8 +255,6 @@ class Adaptation:
         """Write the state to the config's folder, if there is one; whole or not at all."""
         if self.config.folder is None:
             return
-        from specblock.adaptation.state import save  # it knows this class
-
         began = time.monotonic()
         with Contained("saving the adaptation's state"):
             save(self)

@@ -7,15 +7,15 @@ import logging
 import time
 from typing import Any
 
-from specblock.adaptation.answer import AnswerObserver
 from specblock.adaptation.config import AdaptationConfig
 from specblock.adaptation.containment import Contained
+from specblock.adaptation.feedback.answer import AnswerObserver
 from specblock.adaptation.state import STATES_KEPT, STATUS
 from specblock.drafters.lookup.memory import TextMemory
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
 from specblock.storage import write_atomically
-from specblock.training.checkpoints import load_newest, save_next
+from specblock.training.loop.checkpoints import load_newest, save_next
 
 _log = logging.getLogger("specblock")
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from specblock.adaptation.arms import folded, ordinary_config
-from specblock.adaptation.signals import Signals
+from specblock.adaptation.feedback.signals import Signals
+from specblock.adaptation.learning.arms import folded, ordinary_config
 from specblock.drafters.checkpoint import stored_shapes, write_tensors
+from specblock.engine.survival_file import save_survival
 from specblock.errors import CheckpointError, ConfigError
 from specblock.storage import write_atomically
-from specblock.training.checkpoints import load_newest, save_next
+from specblock.training.loop.checkpoints import load_newest, save_next
 from specblock.tree.survival import SurvivalModel
 
 if TYPE_CHECKING:
@@ -108,8 +109,6 @@ def export(adaptation: Adaptation, folder: Path) -> None:
 
     Raises :class:`specblock.errors.SpecBlockError` if the folder cannot be written.
     """
-    from specblock.engine.trust import save_survival
-
     learner, live = adaptation.learner, adaptation.drafter.model
     config = ordinary_config(live.config, learner.current)
     weights = {**live.state_dict(), **folded(learner.master.lm_head.weight, learner.current)}

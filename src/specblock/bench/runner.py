@@ -15,15 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from specblock.bench.contender import Answer, Method
-from specblock.bench.divergence import Divergence, classify, near_tie_limit
 from specblock.bench.environment import describe_environment
-from specblock.bench.intervals import RESAMPLES
-from specblock.bench.journal import Journal, digest_of
-from specblock.bench.methods import PLAIN
-from specblock.bench.prompts import BenchPrompt, Message
-from specblock.bench.rows import Row
-from specblock.bench.summary import TAU, Summary
+from specblock.bench.measure.contender import Answer, Method
+from specblock.bench.measure.divergence import Divergence, classify, near_tie_limit
+from specblock.bench.measure.journal import Journal, digest_of
+from specblock.bench.measure.methods import PLAIN
+from specblock.bench.measure.rows import Row
+from specblock.bench.report.intervals import RESAMPLES
+from specblock.bench.report.summary import TAU, Summary
+from specblock.bench.suites.prompts import BenchPrompt, Message
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError, ContextError
 from specblock.storage import write_atomically

@@ -7,23 +7,23 @@ from typing import Annotated
 
 import typer
 
-from specblock.cli.adapt import app as adapt
-from specblock.cli.bench import bench
-from specblock.cli.bench_adapt import bench_adapt
-from specblock.cli.bench_cost import bench_cost
-from specblock.cli.bench_training import bench_training
-from specblock.cli.calibrate import calibrate
-from specblock.cli.chat import chat
-from specblock.cli.check import check
-from specblock.cli.convert import convert
-from specblock.cli.demo import demo
-from specblock.cli.evaluate import evaluate
-from specblock.cli.generate import generate
-from specblock.cli.prepare_data import prepare_data
-from specblock.cli.profile import profile
-from specblock.cli.regenerate import regenerate
-from specblock.cli.report import report
-from specblock.cli.train import train
+from specblock.cli.decoding.chat import chat
+from specblock.cli.decoding.demo import demo
+from specblock.cli.decoding.generate import generate
+from specblock.cli.measuring.bench import bench
+from specblock.cli.measuring.bench_adapt import bench_adapt
+from specblock.cli.measuring.bench_cost import bench_cost
+from specblock.cli.measuring.bench_training import bench_training
+from specblock.cli.measuring.calibrate import calibrate
+from specblock.cli.measuring.profile import profile
+from specblock.cli.measuring.report import report
+from specblock.cli.training.adapt import app as adapt
+from specblock.cli.training.check import check
+from specblock.cli.training.convert import convert
+from specblock.cli.training.evaluate import evaluate
+from specblock.cli.training.prepare_data import prepare_data
+from specblock.cli.training.regenerate import regenerate
+from specblock.cli.training.train import train
 
 app = typer.Typer(
     name="specblock",

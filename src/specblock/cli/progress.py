@@ -19,7 +19,7 @@ from rich.progress import Progress as Bar
 from specblock.cli.tables import console
 
 if TYPE_CHECKING:
-    from specblock.training.turns import Progress
+    from specblock.training.data.turns import Progress
 
 LINE_SECONDS = 10.0
 

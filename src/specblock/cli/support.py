@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -80,9 +81,11 @@ def open_speculator(
 
 
 def say_step(step: str) -> None:
-    """What takes long while loading, for a person at a terminal."""
+    """What takes long while loading: dim at a terminal, a line of the log elsewhere."""
     if sys.stderr.isatty():
         typer.secho(f"{step} ...", err=True, dim=True)
+    else:
+        logging.getLogger("specblock").info("%s ...", step)
 
 
 def read_prompt(argument: str | None) -> str:

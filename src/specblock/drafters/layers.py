@@ -219,9 +219,3 @@ def attend_cached(
     rows, keys, values = q.transpose(0, 1)[None], *cache[:, None, :, :stop].unbind(0)
     out = F.scaled_dot_product_attention(rows, keys, values, mask, enable_gqa=True)
     return out[0].transpose(0, 1).flatten(1)
-
-
-def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """The additive attention mask of ``visible`` (bool)."""
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)

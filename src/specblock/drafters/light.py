@@ -20,13 +20,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from specblock.target.linear import (
-    LIGHT,
-    ROW_BUCKETS,
-    RoutedLinear,
-    route_linears,
-    run_through,
-)
+from specblock.kernels.linear import RoutedLinear, route_linears, run_through
+from specblock.kernels.route_table import LIGHT, ROW_BUCKETS
 
 _TURNS = 4
 _WHOLE = ("condition_proj", "fc", "shift_proj", "down_proj", "fuse", "lm_head")  # by name

@@ -17,7 +17,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from specblock.target.linear import RoutedLinear, Shape, has_int8, run_through
+from specblock.kernels.linear import RoutedLinear, has_int8, run_through
+from specblock.kernels.route_table import Shape
 
 SPARE = 12  # candidates beyond those wanted
 _ROWS = 8  # timed: between one block and a few

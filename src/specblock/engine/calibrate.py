@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,21 +21,20 @@ from torch import nn
 from specblock.drafters.base import Drafter
 from specblock.drafters.light import light_rows
 from specblock.drafters.shortlist import screening_pays
-from specblock.engine.exactness import give_up_unless_exact
-from specblock.engine.round_costs import fitted_to_rounds, typical
+from specblock.engine.exactness import give_up, give_up_unless_exact
+from specblock.engine.measure import measure_believably
+from specblock.kernels.deadline import Deadline
+from specblock.kernels.linear import RoutedLinear, routed
+from specblock.kernels.route_table import RouteTable
+from specblock.kernels.routes import measure_routes, sample
 from specblock.storage import cache_folder, write_atomically
-from specblock.target.linear import RoutedLinear, RouteTable, routed
 from specblock.target.model import Target
-from specblock.target.routes import measure_routes
 from specblock.tree.cost import CostTable
-from specblock.tree.draft_tree import DraftTree
 
-TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
-DRAFT_PAIRS = (1, 2, 4, 8)
-DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
-_CONTEXT = 256  # positions in the caches while measuring
-_TURNS = 12
-_CHANGES = 0.5  # of the trees follow a plain step, the others a tree
+FIRST_SECONDS = 12.0  # of a calibration that somebody waits for
+_ROUTES_SHARE = 0.35  # of the time there is
+_BELIEVED = 1.5  # times the least: a median call beyond that was measured on a busy machine
+_log = logging.getLogger("specblock")
 
 
 @dataclass(frozen=True)
@@ -117,21 +116,39 @@ def calibrate(
     cache_dir: str | Path | None = None,
     on_step: Callable[[str], None] = lambda step: None,
     seed: int = 0,
+    seconds: float | None = None,
 ) -> Calibration:
-    """Measure, put the routes to use, and remember. Takes 10 to 30 seconds for a small model.
+    """Measure, put the routes to use, and remember.
 
-    An exact target that turns out not to be so on this machine gives it up.
-    ``on_step`` is told what is being measured.
+    An exact target that turns out not to be so on this machine gives it up. What scatters is used
+    and not remembered: something else was running.
+
+    Args:
+        on_step: is told what is being measured.
+        seconds: how long it may take, about; None takes 20 to 60 seconds for a small model.
+
+    Raises:
+        OutOfTimeError: the time is too short to measure anything useful.
+        ModelError: exactness was asked for by name, and this machine cannot have it.
     """
     key, routes = calibration_key(target, drafter), RouteTable()
+    deadline = None if seconds is None else Deadline(seconds)
     if target.device.type == "cpu":
         on_step("matrix products")
         networks = [drafter.model] if hasattr(drafter, "model") else []
-        routes = measured_routes(target.linears, networks, target.exact_linears)
+        share = None if deadline is None else deadline.part(_ROUTES_SHARE)
+        routes = measured_routes(target.linears, networks, target.exact_linears, share)
     use_routes(target, drafter, routes)
     give_up_unless_exact([target])
-    costs = measure_costs(target, drafter, on_step, seed)
+    costs, scatter = measure_believably(target, drafter, on_step, seed, deadline)
     calibration = Calibration(routes, costs, target.exact)
+    if scatter > _BELIEVED:
+        _log.warning(
+            "Something else keeps this machine busy: the same forward took %.1f times its least in "
+            "the median, so what was measured is not kept.",
+            scatter,
+        )
+        return calibration
     text = json.dumps({"key": key, "calibration": calibration.to_dict()}, indent=1)
     write_atomically(calibration_path(key, cache_dir), text)
     return calibration
@@ -141,28 +158,33 @@ def measured_routes(
     linears: Iterable[RoutedLinear],
     networks: Iterable[nn.Module],
     exact: Iterable[RoutedLinear] = (),
+    deadline: Deadline | None = None,
 ) -> RouteTable:
     """The routes of a target's ``linears`` and of drafters' ``networks``, on the CPU.
 
-    ``exact``: as for :func:`specblock.target.routes.measure_routes`. Copies of weights may take
+    ``exact``: as for :func:`specblock.kernels.routes.measure_routes`. Copies of weights may take
     half of the memory that is free. All layers are left with the routes found.
     """
     networks = list(networks)
     linears = [*linears, *(linear for network in networks for linear in routed(network))]
-    table = measure_routes(linears, max_extra_bytes=_spare_memory(), exact=exact)
+    spare = _spare_memory()
+    table = measure_routes(linears, max_extra_bytes=spare, exact=exact, deadline=deadline)
     for linear in linears:
         linear.use(table)
     heads = [network.lm_head for network in networks]
     others = [linear for linear in linears if linear not in heads]
-    rows = light_rows(others, [linear for linear in linears if not linear.light])
-    return RouteTable(table.routes, screening_pays(heads, others), rows)
+    rows = light_rows(others, sample(linear for linear in linears if not linear.light))
+    return RouteTable(table.routes, screening_pays(heads, sample(others)), rows)
 
 
 def use(calibration: Calibration, target: Target, drafter: Drafter | None) -> None:
-    """Put a remembered calibration to use."""
+    """Put a remembered calibration to use.
+
+    Raises ModelError where exactness was asked for by name, and this machine cannot have it.
+    """
     use_routes(target, drafter, calibration.routes)
     if target.exact and not calibration.exact:
-        target.give_up_exactness()
+        give_up([target])
 
 
 def use_routes(target: Target, drafter: Drafter | None, routes: RouteTable) -> None:
@@ -180,71 +202,3 @@ def _drafter_linears(drafter: Drafter | None) -> list:
 def _spare_memory() -> int:
     """Half of the memory that is free now."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def measure_costs(
-    target: Target, drafter: Drafter | None, on_step: Callable[[str], None], seed: int = 0
-) -> CostTable:
-    """Seconds of every kind of call, measured in turn over a context of 256 tokens."""
-    length = min(_CONTEXT, target.context_length // 2)
-    # a generator of its own: measuring must not move the program's random numbers
-    generator = torch.Generator().manual_seed(seed)
-    prompt = torch.randint(0, target.vocab_size, (length,), generator=generator)
-    prompt = prompt.to(target.device)
-    target.reset(length + TARGET_ROWS[-1])
-    features = target.prefill(prompt).features
-    on_step("the target over 1 to 96 nodes")
-    trees = {rows: _chain(rows, target) for rows in TARGET_ROWS}
-    calls = {rows: _call(target.verify, tree) for rows, tree in trees.items()}
-    changed, verify = _seconds(calls, target, before=calls[1])
-    table = CostTable(verify)
-    if drafter is not None:
-        on_step("the drafter's blocks")
-        first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
-        draft_first, draft_next = _seconds(first, target)[1], _seconds(later, target)[1]
-        on_step("whole rounds")
-        table = CostTable(verify, draft_first, draft_next)
-        table = fitted_to_rounds(table, target, drafter, prompt.tolist())
-    more = {rows: _CHANGES * max(0.0, changed[rows] - verify[rows]) for rows in verify if rows > 1}
-    return replace(table, target={rows: verify[rows] + more.get(rows, 0.0) for rows in verify})
-
-
-def _call(function: Callable, *arguments) -> Callable[[], None]:
-    return lambda: function(*arguments)
-
-
-def _chain(rows: int, target: Target) -> DraftTree:
-    """A chain of ``rows`` nodes: verification costs the same for every shape of tree."""
-    index = torch.arange(rows, device=target.device)
-    zero = torch.zeros(rows, device=target.device)
-    return DraftTree(index, index - 1, index, zero, zero, torch.zeros_like(index))
-
-
-def _seconds(
-    calls: dict[int, Callable[[], None]],
-    target: Target,
-    before: Callable[[], None] = lambda: None,
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Typical seconds of a call that follows ``before``, and of one that follows its like.
-
-    The sizes take turns, so that a machine whose speed drifts slows them all alike: only ratios
-    matter. Sizes may take different copies of the weights, and the copy in use stays in the
-    processor's cache as far as there is room: the first call of a turn pays for the change.
-    """
-    seconds: list[dict[int, list[float]]] = [{size: [] for size in calls} for _ in range(2)]
-    for _ in range(_TURNS):
-        for size, call in calls.items():
-            before()
-            for times in seconds:
-                _synchronise(target)
-                started = time.perf_counter()
-                call()
-                _synchronise(target)
-                times[size].append(time.perf_counter() - started)
-    changed, settled = ({size: typical(t) for size, t in times.items()} for times in seconds)
-    return changed, settled
-
-
-def _synchronise(target: Target) -> None:
-    if target.device.type == "cuda":
-        torch.cuda.synchronize(target.device)

@@ -1,6 +1,6 @@
 """Does a verified tree give plain decoding's logits to the bit, on this machine?
 
-The exact attention and routes (:mod:`specblock.target.invariant`, :mod:`specblock.target.routes`)
+The exact attention and routes (:mod:`specblock.target.invariant`, :mod:`specblock.kernels.routes`)
 rely on the order in which this processor's kernels add up, so it is tried.
 """
 
@@ -12,18 +12,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from specblock.errors import ModelError
+from specblock.kernels.products import DIRECT, available_routes
+from specblock.kernels.route_table import ROW_BUCKETS, TILED, RouteTable
 from specblock.target.model import Target
 from specblock.tree.draft_tree import DraftTree
 
 _CONTEXT, _PATH = 250, 10  # the path goes over position 256, where sums are split
 _ROWS = (1, 2, 5, 12, 30, 70)  # further nodes beside the path's
+_TILED, _TILE = ("blocked", DIRECT), 8  # kernels in the order of choice, rows
 _log = logging.getLogger("specblock")
 
 
 def give_up_unless_exact(targets: Sequence[Target]) -> None:
-    """Take exactness back from targets over one model if this machine cannot have it; warns."""
-    if not targets[0].exact or repeats_plain(targets[0]):
-        return
+    """Take exactness back from targets over one model if this machine cannot have it.
+
+    Raises as :func:`give_up`.
+    """
+    if targets[0].exact and not repeats_plain(targets[0]):
+        give_up(targets)
+
+
+def give_up(targets: Sequence[Target]) -> None:
+    """Take exactness back from targets over one model, with a warning.
+
+    Raises :class:`ModelError` where it was asked for by name.
+    """
+    if any(target.by_name for target in targets):
+        raise ModelError(
+            "Verification cannot be made exact here: this machine's kernels do not add up in one "
+            "order, even in tiles; leave exact out."
+        )
     _log.warning(
         "This machine's kernels do not add up in one order, so outputs in %s may differ from plain "
         "decoding at near-ties; float32 makes these rare.",
@@ -31,6 +50,15 @@ def give_up_unless_exact(targets: Sequence[Target]) -> None:
     )
     for target in targets:
         target.give_up_exactness()
+
+
+def use_tiles(target: Target) -> None:
+    """Let every layer take the same number of rows at a time: exact without measuring anything."""
+    routes = {}
+    for linear in target.linears:
+        kernel = next(name for name in _TILED if name in available_routes(linear.weight))
+        routes[linear.shape] = [f"{kernel}{TILED}{_TILE}"] * len(ROW_BUCKETS)
+    target.use_routes(RouteTable(routes))
 
 
 @torch.inference_mode()

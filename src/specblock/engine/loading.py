@@ -17,14 +17,19 @@ from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter, read_config
 from specblock.drafters.registry import load_model as load_network
+from specblock.engine.calibrate import FIRST_SECONDS, load_calibration
 from specblock.engine.calibrate import calibrate as measure
-from specblock.engine.calibrate import load_calibration
 from specblock.engine.calibrate import use as use_calibration
+from specblock.engine.exactness import give_up_unless_exact, use_tiles
+from specblock.engine.slow_dtype import warn_of_slow_dtype
 from specblock.engine.speculator import Speculator
-from specblock.engine.trust import load_survival
+from specblock.engine.survival_file import load_survival
 from specblock.errors import ConfigError
-from specblock.target.model import Target, text_config
+from specblock.kernels.deadline import OutOfTimeError
+from specblock.target.model import Target
+from specblock.target.structure import text_config
 from specblock.target.zoo import load_model
+from specblock.tree.cost import CostTable
 
 if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
@@ -32,6 +37,11 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2-135m-instruct"
 LOOKUP = "lookup"
 _log = logging.getLogger("specblock")
+
+
+def log_step(step: str) -> None:
+    """What takes long while loading, for the log."""
+    _log.info("%s ...", step)
 
 
 def load(
@@ -47,7 +57,7 @@ def load(
     calibrate: str = "missing",
     cache_dir: str | Path | None = None,
     adapt: AdaptationConfig | None = None,
-    on_step: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = log_step,
 ) -> Speculator:
     """A model that generates faster with the same output.
 
@@ -64,11 +74,11 @@ def load(
             them copies of what followed the same words earlier in the text;
             ``"fixed"`` is the paper's rule, 60 nodes of the network every round.
         blocks: generations of blocks a round (2 in the paper).
-        calibrate: ``"missing"`` measures costs at the first load on a machine (10 to 30 s) and
-            remembers them; ``"force"`` measures anew; ``"never"`` does without, and then with the
-            fixed budget.
+        calibrate: ``"missing"`` measures costs at the first load on a machine (some 12 s) and
+            remembers them; ``"force"`` measures anew, longer; ``"never"`` does without, and then
+            with the fixed budget.
         adapt: let the drafter learn and remember while it serves; see ``docs/adaptation.md``.
-        on_step: is told what a long step is doing.
+        on_step: is told what a long step is doing; left out, the log is.
 
     Raises :class:`specblock.errors.SpecBlockError` with one sentence if anything does not fit.
     """
@@ -79,8 +89,8 @@ def load(
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
     folder = find_drafter(model, drafter)
     return assemble(
-        network, tokenizer, folder, exact=exact, budget=budget, blocks=blocks,
-        calibrate=calibrate, cache_dir=cache_dir, adapt=adapt, on_step=on_step,
+        network, tokenizer, folder, exact=exact, budget=budget, blocks=blocks, calibrate=calibrate,
+        cache_dir=cache_dir, adapt=adapt, on_step=on_step, owned=True,
     )  # fmt: skip
 
 
@@ -104,10 +114,13 @@ def assemble(
     calibrate: str = "missing",
     cache_dir: str | Path | None = None,
     adapt: AdaptationConfig | None = None,
-    on_step: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = log_step,
+    owned: bool = False,
 ) -> Speculator:
     """A :class:`Speculator` around a model that is loaded already; see :func:`load`.
 
+    The model is borrowed: between two calls it is as its owner left it, and what its owner does
+    with the weights meanwhile is seen. ``owned`` says that nobody else does anything with them.
     ``folder`` is what :func:`find_drafter` returns.
     """
     drafter: Drafter | None = None
@@ -117,13 +130,8 @@ def assemble(
     elif folder is not None:
         drafter = load_drafter(folder, network, tokenizer, blocks=blocks)
     layers = () if drafter is None else drafter.feature_layers
-    target = Target(network, layers, exact=exact)
-    known = None if calibrate == "force" else load_calibration(target, drafter, cache_dir)
-    if known is None and calibrate != "never":
-        known = measure(target, drafter, cache_dir=cache_dir, on_step=on_step)
-    elif known is not None:
-        use_calibration(known, target, drafter)
-    costs = None if known is None else known.costs
+    target = Target(network, layers, exact=exact, owned=owned)
+    costs = _costs(target, drafter, calibrate, cache_dir, on_step)
     if drafter is None:
         return Speculator(target, tokenizer, costs=costs, adapt=adapt)
     if budget == "fixed" or costs is None:
@@ -134,6 +142,41 @@ def assemble(
         learned = BudgetController(costs, load_survival(folder))
         budgets = learned, costs, BudgetController(costs)
     return Speculator(target, tokenizer, drafter, *budgets, adapt, TextCopies())
+
+
+def _costs(
+    target: Target,
+    drafter: Drafter | None,
+    calibrate: str,
+    cache_dir: str | Path | None,
+    on_step: Callable[[str], None],
+) -> CostTable | None:
+    """The costs of this machine, remembered or measured; None where there are none.
+
+    Plain decoding needs none, so nobody waits for them. Routes and exactness follow from the same
+    measurement.
+    """
+    known = None if calibrate == "force" else load_calibration(target, drafter, cache_dir)
+    if known is not None:
+        use_calibration(known, target, drafter)
+        return known.costs
+    if calibrate == "never" or (drafter is None and calibrate != "force"):
+        if target.by_name:
+            use_tiles(target)
+            give_up_unless_exact([target])
+        return None
+    warn_of_slow_dtype(target)
+    seconds = FIRST_SECONDS if calibrate == "missing" else None
+    try:
+        measured = measure(target, drafter, cache_dir=cache_dir, on_step=on_step, seconds=seconds)
+    except OutOfTimeError:
+        _log.warning(
+            "Measuring this machine takes more than %.0f seconds: every round verifies the paper's "
+            "60 nodes meanwhile; 'specblock calibrate' measures without a limit.",
+            seconds,
+        )
+        return None
+    return measured.costs
 
 
 def _state_layer(network) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import torch
 from specblock.drafters.base import Drafter, FixedBudget
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
+from specblock.kernels.deadline import Deadline
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
@@ -55,14 +56,20 @@ class TakingTurns(FixedBudget):
 
 
 def fitted_to_rounds(
-    table: CostTable, target: Target, drafter: Drafter, prompt: Sequence[int]
+    table: CostTable,
+    target: Target,
+    drafter: Drafter,
+    prompt: Sequence[int],
+    deadline: Deadline | None = None,
 ) -> CostTable:
     """``table`` with the overhead of a round and with later calls as long as they are in a round.
 
     A call that is timed over and over finds its weights in the cache, where in a round the target's
     have been. Compared are ratios to a plain round, in real rounds of three kinds in turn and in
-    the table, so that a machine whose speed has changed since does not matter.
+    the table, so that a machine whose speed has changed since does not matter. Ends early at
+    ``deadline``.
     """
+    deadline = deadline or Deadline()
     budget, stats = TakingTurns(_NODES, _LEAVES, _GROUP, table), GenerationStats()
     seconds: dict[int, list[float]] = {PLAIN: [], FIRST: [], ALL: []}
     later: list[float] = []
@@ -72,7 +79,7 @@ def fitted_to_rounds(
             seconds[budget.kind].append(stats.seconds - before)
             later += [budget.asked] if budget.kind == ALL else []
         before = stats.seconds
-        if stats.rounds >= 3 * _GROUP * _TURNS:
+        if stats.rounds >= 3 * _GROUP * _TURNS or not deadline.left:
             break
     if not all(seconds.values()):
         return table  # the context was full before all kinds had been seen

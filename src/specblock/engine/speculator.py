@@ -21,7 +21,7 @@ from specblock.tree.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
-    from specblock.adaptation.observer import FeedbackObserver
+    from specblock.adaptation.feedback.observer import FeedbackObserver
 
 Prompt = str | list[dict[str, str]] | list[int] | torch.Tensor
 

@@ -1,4 +1,4 @@
-"""How far a drafter's probabilities can be trusted, learned once and kept beside its weights.
+"""How far a drafter's probabilities can be trusted, learned once on some prompts.
 
 The survival model learns while decoding, but a fresh one takes the drafter at its word, and a
 drafter trained on a target's whole distribution is too modest about greedy decoding: where it says
@@ -8,10 +8,8 @@ where every later run starts from. Sampled decoding starts fresh: there the word
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
@@ -19,13 +17,10 @@ from specblock.engine.rounds import decode
 from specblock.engine.speculator import Speculator
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
-from specblock.storage import write_atomically
 from specblock.tree.accept import follow
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
 from specblock.tree.survival import SurvivalModel
-
-FILE = "survival.json"
 
 
 class LearningBudget(FixedBudget):
@@ -79,20 +74,3 @@ def learn_survival(
                 break
         on_prompt(number, stats)
     return replace(budget.model, discount=SurvivalModel.fresh().discount)
-
-
-def save_survival(model: SurvivalModel, folder: Path) -> None:
-    """Keep the model in a drafter's folder."""
-    state = model.to_dict()
-    state["counts"] = [
-        [[round(value, 3) for value in row] for row in part] for part in state["counts"]
-    ]
-    write_atomically(folder / FILE, json.dumps(state) + "\n")
-
-
-def load_survival(folder: Path) -> SurvivalModel:
-    """The model kept in a drafter's folder; a fresh one where there is none."""
-    try:
-        return SurvivalModel.from_dict(json.loads((folder / FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return SurvivalModel.fresh()

@@ -9,18 +9,21 @@ else is in the batch:
 * scores: each is a product of two vectors of the head's size, which no kernel splits;
 * weights: exponentials, element by element; their sum is taken with the values, which end in a 1
   (an exact :class:`~specblock.target.cache.PathCache` keeps them so), and divides at the end;
-* values: matrix products over at most `_BLOCK` keys of a sequence plus the tree. Such a product
-  adds key after key; keys that a row may not see carry the weight 0 and change nothing. Products
-  over more keys are split by the kernel, so blocks are added up here, and a block's limits are
-  positions: a tree that reaches over a limit is multiplied in two parts.
+* values: matrix products over a block of keys of a sequence plus the tree. Such a product adds key
+  after key; keys that a row may not see carry the weight 0 and change nothing. Products over more
+  keys are split by the kernel, so blocks are added up here, and a block's limits are positions: a
+  tree that reaches over a limit is multiplied in two parts.
 
-All of it is in fp32, with at least `_MIN_ROWS` rows and `_MIN_KEYS` keys, since fewer are given to
-other kernels. That these products keep to one order is a property of the library (MKL does), not
-of the standard: :mod:`specblock.engine.exactness` tries it.
+All of it is in fp32, with at least `_MIN_ROWS` rows, `_MIN_KEYS` keys and values `_MIN_WIDTH` wide,
+since fewer are given to other kernels. That these products keep to one order is a property of the
+library, not of the standard, and how many keys it adds in one go depends on the processor (MKL: 384
+with AVX-512 of Intel, 192 on an AMD EPYC). So :func:`block_length` tries it, and
+:mod:`specblock.engine.exactness` tries the whole.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -32,9 +35,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from specblock.target.attention import grouped_sdpa, is_special
 
 NAME = "specblock_invariant"
-_BLOCK = 256  # positions; MKL adds up to 384 keys in one go
-_MIN_ROWS, _MIN_KEYS = 16, 32
+_BLOCKS = (256, 64)  # positions; the longest that the processor allows
 _MAX_ROWS = 128  # more rows are a prompt's, which no two ways of decoding read differently
+_MIN_ROWS, _MIN_KEYS, _MIN_WIDTH = 16, 32, 32
 
 
 def invariant_attention(
@@ -102,22 +105,50 @@ def _weights(query: Tensor, keys: Tensor, mask: Tensor | None, scale: float) -> 
 
 
 def _product(weights: Tensor, values: Tensor) -> Tensor:
-    """``weights [kv_heads, R, k]`` by ``values [kv_heads, k, d + 1]``, lengthened by zeros."""
-    short = _MIN_KEYS - weights.shape[-1]
-    if short > 0:
-        weights, values = F.pad(weights, (0, short)), F.pad(values, (0, 0, 0, short))
-    return torch.bmm(weights, values)
+    """``weights [kv_heads, R, k]`` by ``values [kv_heads, k, d + 1]``, filled up with zeros."""
+    short, width = _MIN_KEYS - weights.shape[-1], values.shape[-1]
+    if short > 0 or width < _MIN_WIDTH:
+        weights = F.pad(weights, (0, max(0, short)))
+        values = F.pad(values, (0, max(0, _MIN_WIDTH - width), 0, max(0, short)))
+    return torch.bmm(weights, values)[..., :width]
+
+
+@functools.cache
+def block_length() -> int:
+    """Positions of a block that products here add in one order with a tree beside them; the
+    shortest where none are."""
+    fitting = (block for block in _BLOCKS if keeps_one_order(block + _MAX_ROWS))
+    return next(fitting, _BLOCKS[-1])
+
+
+def keeps_one_order(keys: int, seed: int = 0) -> bool:
+    """Whether `_MIN_KEYS` keys give the same sums alone and anywhere among ``keys``."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(2, _MIN_ROWS, _MIN_KEYS, generator=generator)
+    for width in (_MIN_WIDTH, 65, 129):
+        values = torch.randn(2, _MIN_KEYS, width, generator=generator)
+        alone = torch.bmm(weights, values)
+        for count in (keys // 2 + 5, keys - 1, keys):
+            places = torch.randperm(count, generator=generator)[:_MIN_KEYS].sort().values
+            among = torch.zeros(2, 3 * _MIN_ROWS, count)
+            among[:, :_MIN_ROWS, places] = weights
+            others = torch.randn(2, count, width, generator=generator)
+            others[:, places] = values
+            if not torch.bmm(among, others)[:, :_MIN_ROWS].equal(alone):
+                return False
+    return True
 
 
 def _parts(weights: Tensor, rows: int, mask: Tensor | None) -> Iterator[tuple[Tensor, slice]]:
     """Weights and their keys, block of positions by block."""
     context = weights.shape[-1] - rows
-    last = context // _BLOCK * _BLOCK
-    for start in range(0, last, _BLOCK):
-        where = slice(start, start + _BLOCK)
+    block = block_length()
+    last = context // block * block
+    for start in range(0, last, block):
+        where = slice(start, start + block)
         yield weights[..., where], where
     rest, where = weights[..., last:], slice(last, None)
-    late = _behind(last + _BLOCK, context, mask) if last + _BLOCK < context + rows else None
+    late = _behind(last + block, context, mask) if last + block < context + rows else None
     if late is None or not late.any():
         yield rest, where
         return

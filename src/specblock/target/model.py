@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from specblock.errors import ContextError, ModelError
+from specblock.kernels.linear import RoutedLinear
+from specblock.kernels.route_table import RouteTable
 from specblock.target import attention, invariant, masks
 from specblock.target.cache import PathCache
-from specblock.target.linear import RoutedLinear, RouteTable, route_linears, routed
+from specblock.target.loan import Loan
 from specblock.target.positions import Positions
-from specblock.target.structure import decoder_layers, text_config
+from specblock.target.structure import text_config
+from specblock.target.tap import FeatureTap
 from specblock.target.verifiable import check_untested, check_verifiable
 
 if TYPE_CHECKING:
@@ -38,54 +41,21 @@ class TargetOutput:
     features: Tensor
 
 
-class FeatureTap:
-    """Collects the outputs of named decoder layers during one forward.
-
-    ``layers`` are 0-based indices i with the convention *output of decoder layer i*, which is
-    ``hidden_states[i + 1]`` in transformers' numbering.
-    """
-
-    def __init__(self, model: nn.Module, layers: tuple[int, ...]):
-        modules = decoder_layers(model)
-        wrong = [i for i in layers if not 0 <= i < len(modules)]
-        if wrong:
-            raise ModelError(
-                f"Feature layers {wrong} do not exist: the target has layers 0 to "
-                f"{len(modules) - 1}. Use a drafter trained for this target."
-            )
-        self.layers = layers
-        self._outputs: dict[int, Tensor] = {}
-        self._handles = [modules[i].register_forward_hook(self._hook(i)) for i in set(layers)]
-
-    def _hook(self, index: int):
-        def keep(_module, _inputs, output):
-            states = output[0] if isinstance(output, tuple) else output
-            # some models carry several streams of states; the first is the one that predicts
-            self._outputs[index] = states[0] if states.dim() > 3 else states
-
-        return keep
-
-    def take(self) -> Tensor | None:
-        """The features ``[batch, rows, F * H]`` of the last forward; None without layers."""
-        if not self.layers:
-            return None
-        return torch.cat([self._outputs[i] for i in self.layers], dim=-1)
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
 class Target:
     """A causal LM with a cache that keeps an accepted path and drops the rest.
 
+    The model is borrowed: between two forwards it is as its owner left it
+    (:mod:`specblock.target.loan`).
+
     Args:
-        model: ``PreTrainedModel`` with a language-model head, in eval mode.
+        model: ``PreTrainedModel`` with a language-model head.
         feature_layers: 0-based decoder layers whose outputs the drafter reads.
         prefill_chunk: prompt positions per forward.
         exact: let no row's logits depend on the others, so that a verified tree gives plain
             decoding's to the bit (:mod:`specblock.target.invariant`); None does so in half
             precision on the CPU, where every other answer meets a near-tie.
+        owned: nobody else changes the weights behind PyTorch's back (``weight.data``), so their
+            content is not compared at the start of every text.
 
     ``context_length`` is the most tokens of a text, at first what the model was made for;
     :meth:`allow_any_length` raises it.
@@ -99,19 +69,22 @@ class Target:
         feature_layers: tuple[int, ...] = (),
         prefill_chunk: int = 512,
         exact: bool | None = None,
+        owned: bool = False,
     ):
         check_verifiable(model)
-        self.model = model.eval()
+        self.model, self.owned = model, owned
         self.config = text_config(model)
         self.kinds = masks.attention_kinds(self.config)
         self.window = getattr(self.config, "sliding_window", None)
         self.prefill_chunk = prefill_chunk
         self._tap = FeatureTap(model, tuple(feature_layers))
-        self.exact = self._select_attention(exact)
-        self.linears: list[RoutedLinear] = list(routed(model))
-        if self.device.type == "cpu" and not self.linears:
-            self.linears = route_linears(model)
+        self.by_name = bool(exact)
+        self.exact = self._is_exact(exact)
+        self.loan = Loan(
+            model, self._tap, self._attention(), _REPLACEABLE, self.device.type == "cpu"
+        )
         self.cache: PathCache | None = None
+        self._cache_kind: tuple[torch.device, torch.dtype] | None = None
         self.positions = Positions(model)
         self.context_length = self.positions.trained or _ENDLESS
         self._ids: Tensor | None = None  # in the cache; kept where it may have to be filled anew
@@ -139,29 +112,33 @@ class Target:
             )
         return min(wanted, room)
 
-    def _select_attention(self, exact: bool | None) -> bool:
-        """Give the model its attention; whether that is the exact one."""
-        # some families have attention of their own in every layer, which cannot be exchanged
-        exchanges = self.model._can_set_attn_implementation()
-        replaceable = exchanges and self.model.config._attn_implementation in _REPLACEABLE
-        possible = replaceable and self.device.type == "cpu"
+    def _is_exact(self, exact: bool | None) -> bool:
+        possible = self._replaces_attention and self.device.type == "cpu"
         if exact and not possible:
             raise ModelError(
                 "Verification can be made exact on the CPU alone, for models that run with sdpa "
                 "attention; leave exact out."
             )
         if exact is None:
-            exact = possible and self.dtype in (torch.bfloat16, torch.float16)
-        self._attention = None
-        if replaceable:
-            self._attention = (invariant if exact else attention).register()
-            self._take_attention()
+            return possible and self.dtype in (torch.bfloat16, torch.float16)
         return exact
 
-    def _take_attention(self) -> None:
-        """The model may have another target's attention by now."""
-        if self._attention not in (None, self.model.config._attn_implementation):
-            self.model.set_attn_implementation(self._attention)
+    @property
+    def _replaces_attention(self) -> bool:
+        # some families have attention of their own in every layer, which cannot be exchanged
+        exchanges = self.model._can_set_attn_implementation()
+        return exchanges and self.model.config._attn_implementation in _REPLACEABLE
+
+    def _attention(self) -> str | None:
+        """The attention to run with, by name; None for the model's own."""
+        if not self._replaces_attention:
+            return None
+        return (invariant if self.exact else attention).register()
+
+    @property
+    def linears(self) -> list[RoutedLinear]:
+        """The routes of the model's linear layers; none but on the CPU."""
+        return self.loan.linears
 
     @property
     def exact_linears(self) -> list[RoutedLinear]:
@@ -170,7 +147,8 @@ class Target:
 
     def give_up_exactness(self) -> None:
         """Back to the faster kernels, whose rows may depend on each other's number."""
-        self.exact, self.cache = self._select_attention(False), None
+        self.exact, self.cache = False, None
+        self.loan.attention = self._attention()
 
     @property
     def device(self) -> torch.device:
@@ -195,20 +173,25 @@ class Target:
 
     @property
     def depth_left(self) -> int:
-        """How deep the next tree may be; see :meth:`Positions.depth_left`."""
+        """How deep the next tree may be: no forward holds a position that plain decoding would not
+        reach."""
         return self.positions.depth_left(self.length)
 
     def use_routes(self, table: RouteTable) -> None:
         """Let every linear layer take the measured best kernel."""
-        for linear in self.linears:
-            linear.use(table)
+        self.loan.use(table)
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence with room for ``capacity`` positions, tree nodes included."""
-        if self.cache is not None and self.cache.capacity >= capacity:
+        self.loan.look_again()
+        if not self.owned:
+            self.loan.confirm()
+        kind = (self.device, self.dtype)  # the owner may have moved or converted the model
+        if self.cache is not None and self.cache.capacity >= capacity and self._cache_kind == kind:
             self.cache.crop_to(0)
             return
         self.cache = PathCache(self.config.num_hidden_layers, capacity, self.exact)
+        self._cache_kind = kind
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor) -> TargetOutput:
@@ -272,15 +255,15 @@ class Target:
                 f"{self.length + ids.numel()} positions do not fit the cache of "
                 f"{self.cache.capacity}; reset the target with a larger capacity."
             )
-        self._take_attention()
-        output = self.model(
-            input_ids=ids[None],
-            attention_mask=self._model_mask(visible, places),
-            position_ids=places[None],
-            past_key_values=self.cache,
-            use_cache=True,
-            **({"logits_to_keep": keep} if self._keeps else {}),
-        )
+        with self.loan:
+            output = self.model(
+                input_ids=ids[None],
+                attention_mask=self._model_mask(visible, places),
+                position_ids=places[None],
+                past_key_values=self.cache,
+                use_cache=True,
+                **({"logits_to_keep": keep} if self._keeps else {}),
+            )
         features = self._tap.take()
         return output.logits[0, -keep:], None if features is None else features[0]
 

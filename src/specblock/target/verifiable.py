@@ -116,7 +116,8 @@ def distance_from_plain(target: Target) -> float:
     for path in paths[1:]:
         text = torch.tensor([[*_PROMPT, *(tokens[node] for node in path)]], device=target.device)
         places = torch.arange(text.shape[1], device=target.device)[None]
-        output = target.model(input_ids=text, position_ids=places, use_cache=False)
+        with target.loan:
+            output = target.model(input_ids=text, position_ids=places, use_cache=False)
         plain = output.logits[0, -1]
         distances.append((ours[path[-1]] - plain).abs().max() / plain.std())
     return float(torch.stack(distances).median())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,14 @@ from specblock.drafters.config import StoredConfig
 from specblock.drafters.fingerprint import tokenizer_fingerprint
 from specblock.drafters.registry import KINDS as NETWORKS
 from specblock.errors import ConfigError
-from specblock.target.model import text_config
-from specblock.training import eagle3, forward, parallel
-from specblock.training.batch import Objective
-from specblock.training.memory import Workload
-from specblock.training.objective import SpecBlockObjective
-from specblock.training.warm_start import attach_target, attention_form
-
-if TYPE_CHECKING:
-    from specblock.training.pipeline import DrafterRecipe
+from specblock.target.structure import text_config
+from specblock.training.loop.memory import Workload
+from specblock.training.objectives import eagle3, parallel
+from specblock.training.objectives import specblock_forward as forward
+from specblock.training.objectives.batch import Objective
+from specblock.training.objectives.specblock import SpecBlockObjective
+from specblock.training.recipe import DrafterRecipe
+from specblock.training.start.warm_start import attach_target, attention_form
 
 
 @dataclass(frozen=True)

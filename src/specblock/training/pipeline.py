@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,66 +13,30 @@ from specblock.drafters.config import StoredConfig
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.registry import load_model, make_drafter, read_config
 from specblock.errors import CheckpointError, SpecBlockError
-from specblock.target.model import text_config
-from specblock.training.answers import (
+from specblock.target.structure import text_config
+from specblock.training.data.answers import (
     Answer,
     count_tokens,
     draft_vocabulary,
     read_answers,
     split_held_out,
 )
-from specblock.training.checkpoints import numbered
-from specblock.training.corpus import Corpus, Kept, Online, read_all, sizes_of
-from specblock.training.distributed import Workers
-from specblock.training.evaluate import Evaluator
-from specblock.training.features import FeatureReader
+from specblock.training.distributed.sharding import dissolve
+from specblock.training.distributed.workers import Workers
+from specblock.training.evaluate.evaluator import Evaluator
+from specblock.training.evaluate.simulate import greedy_answers
+from specblock.training.features.corpus import Corpus, Kept, Online, read_all, sizes_of
+from specblock.training.features.reader import FeatureReader
+from specblock.training.features.store import store_features
 from specblock.training.kinds import drafter_config, new_drafter, training_kind
-from specblock.training.memory import available_memory, check_memory, estimate_memory
-from specblock.training.monitor import check_dashboards
-from specblock.training.objective import ObjectiveConfig
-from specblock.training.sharding import dissolve
-from specblock.training.simulate import greedy_answers
-from specblock.training.store import store_features
-from specblock.training.trainer import TrainConfig, Trainer
-from specblock.training.warm_start import warm_start
+from specblock.training.loop.checkpoints import numbered
+from specblock.training.loop.memory import available_memory, check_memory, estimate_memory
+from specblock.training.loop.monitor import check_dashboards
+from specblock.training.loop.trainer import Trainer
+from specblock.training.recipe import DrafterRecipe
+from specblock.training.start.warm_start import warm_start
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class DrafterRecipe:
-    """The drafter to train; the defaults are those of the shipped one.
-
-    ``from_scratch`` starts from random layers instead of the target's last ones, ``init`` from the
-    weights and the vocabulary map of a drafter's folder, whose shape then counts.
-    ``features_file``: folder that features are stored in and read from again; without one they are
-    kept in main memory, or computed for every batch if ``online``.
-    """
-
-    kind: str = "specblock"  # or eagle3, parallel
-    layers: int = 2
-    feature_layers: tuple[int, ...] | None = None  # of the target, from 0; None: low, middle, high
-    block_size: int = 4
-    draft_vocab_size: int = 12288
-    cached_slots: int = 1
-    feature_norm: bool = True
-    slot_rank: int = 192
-    sink: bool = True
-    target_lm_head: bool = True
-    layer_shift: bool = True
-    prefix_broadcast: bool = True
-    from_scratch: bool = False
-    init: Path | None = None
-    limit: int | None = None  # answers to read
-    held_out: int = 48  # answers kept aside for evaluation
-    simulated: int = 8  # greedy ones of them to simulate decoding on
-    warm_start_answers: int = 600
-    features_file: Path | None = None
-    online: bool = False
-    ttt_steps: int = 7  # of EAGLE-3
-    chain_positions: int = 0  # positions a sequence, of kinds without blocks; 0: all
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def train_drafter(

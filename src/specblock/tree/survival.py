@@ -6,10 +6,11 @@ a node's token is what the target draws once its parent was reached. Every verif
 just that, for all children of every visited node, so the correction is learned while decoding.
 
 The correction is a shift of the log-odds, one per cell of (drafter's probability, class of the
-node). The class of a YY, for the length of the match: the same match means less
-where the network was asked and proposes something else. With discounted sums over a cell of hits H,
-misses M and of the probabilities claimed, P and Q = n - P, and a Beta(s c, s (1 - c)) prior centred
-at the cell's middle c, the shift is
+node). The class of a node that the network proposed is its predicted rank's; nodes that were copied
+from this text or from an earlier one have classes of their own, for the length of the match: the
+same match means less where the network was asked and proposes something else. With discounted sums
+over a cell of hits H, misses M and of the probabilities claimed, P and Q = n - P, and a
+Beta(s c, s (1 - c)) prior centred at the cell's middle c, the shift is
 
     log (H + s c) / (M + s (1 - c))  -  log (P + s c) / (Q + s (1 - c)):
 

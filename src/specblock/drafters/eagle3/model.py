@@ -3,8 +3,8 @@
 One layer maps a pair (condition, token) to a hidden state that predicts the next token. The
 condition is a projection of the target's features where these are known, and the network's own
 hidden state one step before where they are not. Who sees whom is the caller's: the trainer runs
-whole sequences (:mod:`specblock.training.eagle3`), decoding a cache (``drafter.py``). A test holds
-the two to the same logits.
+whole sequences (:mod:`specblock.training.objectives.eagle3`), decoding a cache (``drafter.py``). A
+test holds the two to the same logits.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget, FixedBudget
-from specblock.drafters.layers import additive, attend_cached
+from specblock.drafters.layers import attend_cached
 from specblock.drafters.levels import LevelTree
 from specblock.drafters.pairs import PairQueue
 from specblock.drafters.parallel.model import ParallelModel
 from specblock.drafters.shortlist import best_logits
+from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 
 _PREFILL_CHUNK = 256

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.choice import choose_tree
-from specblock.drafters.layers import additive, attend_cached
+from specblock.drafters.layers import attend_cached
 from specblock.drafters.pairs import PairQueue
 from specblock.drafters.shortlist import best_logits
 from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
+from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
     BlockCandidates,

@@ -2,8 +2,8 @@
 
 One *entry* is a (position, slot) pair. The network maps entries to hidden states layer by layer;
 which entries see which is decided by the ``attend`` function of the caller: the trainer uses dense
-batches (:mod:`specblock.training.forward`), decoding a cache (``drafter.py``). A test holds the
-two to the same logits.
+batches (:mod:`specblock.training.objectives.specblock_forward`), decoding a cache (``drafter.py``).
+A test holds the two to the same logits.
 """
 
 from __future__ import annotations

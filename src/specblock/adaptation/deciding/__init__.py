@@ -1,0 +1,1 @@
+"""Whether to update, and whether to go back."""

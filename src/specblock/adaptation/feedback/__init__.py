@@ -1,0 +1,1 @@
+"""What decoding teaches, collected and kept."""

@@ -1,0 +1,1 @@
+"""One update of the drafter's weights, wherever it runs."""

@@ -1,0 +1,1 @@
+"""Policies of adaptation against each other on a stream of prompts."""

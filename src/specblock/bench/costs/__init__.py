@@ -1,0 +1,1 @@
+"""What drafting and training cost, without a text to answer."""

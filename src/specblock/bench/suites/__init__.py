@@ -1,0 +1,1 @@
+"""The prompts to measure on."""

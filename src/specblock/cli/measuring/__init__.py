@@ -1,0 +1,1 @@
+"""Verbs that measure, and that show what was measured."""

@@ -1,0 +1,73 @@
+"""``specblock profile``: where the time of a method's round goes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from specblock.cli import options
+from specblock.cli.support import verb
+from specblock.cli.tables import console, figure
+from specblock.config import GenerationConfig
+from specblock.storage import write_atomically
+
+if TYPE_CHECKING:
+    from specblock.bench.measure.profile import RoundProfile
+
+
+@verb
+def profile(
+    methods: Annotated[str, typer.Option(help="Methods of `bench`, comma-separated.")] = (
+        "plain,eagle3,specblock-paper,specblock"
+    ),
+    prompt: Annotated[str, typer.Option(help="What to answer.")] = (
+        "Explain why the sky is blue, and why sunsets are red."
+    ),
+    max_new_tokens: options.MaxNewTokens = 64,
+    top: Annotated[int, typer.Option(min=1, help="Operators to show.")] = 12,
+    model: options.Model = options.DEFAULT_MODEL,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    exact: options.Exact = None,
+    json_out: options.JsonOut = None,
+) -> None:
+    """Profile one answer of each method, operator by operator."""
+    from specblock.bench.environment import describe_environment
+    from specblock.bench.measure.profile import profile_rounds
+    from specblock.cli.measuring.bench import open_field
+
+    field = open_field(model, methods, [], (dtype, device, threads), exact, "measured", None)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, ignore_eos=True)
+    ids = field.judge.encode(prompt)
+    found = {}
+    for name, contender in field.contenders.items():
+        contender(ids, config)  # warms up
+        found[name] = profile_rounds(contender, ids, config)
+        _show(name, found[name], top)
+    if json_out is not None:
+        rows = {name: round_profile.to_dict() for name, round_profile in found.items()}
+        document = {"methods": rows, "environment": describe_environment()}
+        write_atomically(json_out, json.dumps(document, indent=1) + "\n")
+
+
+def _show(name: str, found: RoundProfile, top: int) -> None:
+    out = console()
+    parts = ", ".join(
+        f"{part} {found.milliseconds[part]:.1f} ms in {found.operators[part]:.0f} operators"
+        for part in found.milliseconds
+    )
+    kernels = f", {found.kernels:.0f} kernels" if found.kernels else ""
+    out.print(f"{name}, a round of {found.tokens:.2f} tokens: {parts}{kernels}", highlight=False)
+    table = Table(box=box.SIMPLE)
+    for title in ("part", "operator"):
+        table.add_column(title, no_wrap=True)
+    for title in ("ms", "calls"):
+        table.add_column(title, justify="right")
+    for row in found.by_operator[:top]:
+        table.add_row(row.part, row.name, figure(row.milliseconds, 2), figure(row.calls, 0))
+    out.print(table)

@@ -1,0 +1,1 @@
+"""Verbs that make, judge and convert drafters."""

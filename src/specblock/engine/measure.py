@@ -1,0 +1,146 @@
+"""Seconds of the target's and the drafter's forwards on this machine, by their size."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from specblock.drafters.base import Drafter
+from specblock.engine.round_costs import fitted_to_rounds, typical
+from specblock.kernels.deadline import Deadline
+from specblock.target.model import Target
+from specblock.tree.cost import CostTable
+from specblock.tree.draft_tree import DraftTree
+
+TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+FEW_ROWS = (1, 2, 4, 8, 16, 32, 64)  # where there is a limit of time
+DRAFT_PAIRS = (1, 2, 4, 8)
+DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
+_CONTEXT = 256  # positions in the caches while measuring
+_TURNS = 12
+_CHANGES = 0.5  # of the trees follow a plain step, the others a tree
+_TARGET_SHARE, _BLOCKS_SHARE = 0.55, 0.3  # of the time that is left
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Typical seconds by size: of a call that follows another size (``changed``), and of one that
+    follows its like (``settled``). ``scatter``: how many times the least a median call takes."""
+
+    changed: dict[int, float]
+    settled: dict[int, float]
+    scatter: float
+
+
+def measure_costs(
+    target: Target,
+    drafter: Drafter | None,
+    on_step: Callable[[str], None],
+    seed: int = 0,
+    deadline: Deadline | None = None,
+) -> CostTable:
+    """Seconds of every kind of call; see :func:`measure_believably`."""
+    return measure_believably(target, drafter, on_step, seed, deadline)[0]
+
+
+def measure_believably(
+    target: Target,
+    drafter: Drafter | None,
+    on_step: Callable[[str], None],
+    seed: int = 0,
+    deadline: Deadline | None = None,
+) -> tuple[CostTable, float]:
+    """Seconds of every kind of call, measured in turn over a context of 256 tokens, and how much
+    the target's scattered (1 for not at all).
+
+    Raises :class:`specblock.kernels.deadline.OutOfTimeError` where the time is too short.
+    """
+    limited, deadline = deadline is not None, deadline or Deadline()
+    length = min(_CONTEXT, target.context_length // 2)
+    # a generator of its own: measuring must not move the program's random numbers
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.randint(0, target.vocab_size, (length,), generator=generator)
+    prompt = prompt.to(target.device)
+    target.reset(length + TARGET_ROWS[-1])
+    features = target.prefill(prompt).features
+    on_step("the target over 1 to 96 nodes")
+    trees = {rows: chain(rows, target) for rows in (FEW_ROWS if limited else TARGET_ROWS)}
+    calls = {rows: _call(target.verify, tree) for rows, tree in trees.items()}
+    share = 1.0 if drafter is None else _TARGET_SHARE
+    timing = time_in_turns(calls, target, calls[1], deadline.part(share))
+    verify = timing.settled
+    table = CostTable(verify)
+    if drafter is not None:
+        on_step("the drafter's blocks")
+        first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
+        own = deadline.part(_BLOCKS_SHARE)
+        draft_first = time_in_turns(first, target, deadline=own).settled
+        draft_next = time_in_turns(later, target, deadline=own).settled
+        on_step("whole rounds")
+        table = CostTable(verify, draft_first, draft_next)
+        table = fitted_to_rounds(table, target, drafter, prompt.tolist(), deadline)
+    more = {
+        rows: _CHANGES * max(0.0, timing.changed[rows] - verify[rows])
+        for rows in verify
+        if rows > 1
+    }
+    costs = {rows: verify[rows] + more.get(rows, 0.0) for rows in verify}
+    return replace(table, target=costs), timing.scatter
+
+
+def _call(function: Callable, *arguments) -> Callable[[], None]:
+    return lambda: function(*arguments)
+
+
+def chain(rows: int, target: Target) -> DraftTree:
+    """A chain of ``rows`` nodes: verification costs the same for every shape of tree."""
+    index = torch.arange(rows, device=target.device)
+    zero = torch.zeros(rows, device=target.device)
+    tokens = index % target.vocab_size
+    return DraftTree(tokens, index - 1, index, zero, zero, torch.zeros_like(index))
+
+
+def time_in_turns(
+    calls: dict[int, Callable[[], None]],
+    target: Target,
+    before: Callable[[], None] = lambda: None,
+    deadline: Deadline | None = None,
+) -> Timing:
+    """Time every call twice a turn, after ``before`` and after itself.
+
+    The sizes take turns, so that a machine whose speed drifts slows them all alike: only ratios
+    matter. Sizes may take different copies of the weights, and the copy in use stays in the
+    processor's cache as far as there is room: the first call of a turn pays for the change.
+
+    Raises :class:`specblock.kernels.deadline.OutOfTimeError` where not every size had a turn.
+    """
+    deadline = deadline or Deadline()
+    seconds: list[dict[int, list[float]]] = [{size: [] for size in calls} for _ in range(2)]
+    turn = 0.0
+    for number in range(_TURNS):
+        if number and deadline.left < turn:
+            break
+        began = time.perf_counter()
+        for size, call in calls.items():
+            if not number:
+                deadline.check()
+            before()
+            for times in seconds:
+                _synchronise(target)
+                started = time.perf_counter()
+                call()
+                _synchronise(target)
+                times[size].append(time.perf_counter() - started)
+        turn = time.perf_counter() - began
+    changed, settled = ({size: typical(t) for size, t in times.items()} for times in seconds)
+    spread = [statistics.median(t) / min(t) for t in seconds[1].values() if min(t) > 0]
+    return Timing(changed, settled, statistics.median(spread) if spread else 1.0)
+
+
+def _synchronise(target: Target) -> None:
+    if target.device.type == "cuda":
+        torch.cuda.synchronize(target.device)

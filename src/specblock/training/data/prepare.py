@@ -1,0 +1,180 @@
+"""Prompt data of any usual shape to normalised prompts: one JSONL row a conversation, no answers.
+
+Rows: ``{"id", "messages": [{"role", "content"}, ...]}`` of system and user turns. The target will
+give the answers, so those in the data are dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import zstandard
+
+from specblock.errors import SpecBlockError
+from specblock.storage import atomic_file
+from specblock.training.data.prompts import Message, conversation, read_rows, user_turns
+
+HUB_SECONDS = 10.0
+
+
+@dataclass
+class BrokenRows:
+    """What happens to a row that cannot be used: refused, or said, counted and skipped."""
+
+    skip: bool = False
+    say: Callable[[str], None] = lambda sentence: None
+    count: int = 0
+
+    def __call__(self, sentence: str) -> None:
+        if not self.skip:
+            raise SpecBlockError(f"{sentence.rstrip('.')}; repair it, or use --on-error skip.")
+        self.count += 1
+        self.say(sentence)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows of a source; ``turns`` are the user turns of the kept ones."""
+
+    read: int = 0
+    kept: int = 0
+    duplicates: int = 0
+    empty: int = 0
+    broken: int = 0
+    turns: int = 0
+
+    def plus(self, **more: int) -> Counts:
+        return replace(self, **{name: getattr(self, name) + by for name, by in more.items()})
+
+    def __str__(self) -> str:
+        return (
+            f"{self.read} rows read: {self.kept} kept ({self.turns} user turns), "
+            f"{self.duplicates} duplicates, {self.empty} empty, {self.broken} broken"
+        )
+
+
+def source_rows(
+    source: str, broken: BrokenRows, *, split: str = "train", subset: str | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of a JSONL file, or of a Hugging Face data set or folder of one.
+
+    Raises:
+        SpecBlockError: the source cannot be read, or a broken line is refused.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() or path.name.endswith((".jsonl", ".json", ".zst")):
+        for number, row in read_rows(path, broken):
+            yield f"{path}, line {number}", row
+        return
+    for number, row in enumerate(_data_set_rows(source, split, subset), 1):
+        yield f"{source}, row {number}", row
+
+
+def _data_set_rows(name: str, split: str, subset: str | None) -> Iterator[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError:
+        raise SpecBlockError(
+            f"There is no file {name}, and data sets of the hub need a package: "
+            f"pip install 'specblock[train]', or give a JSONL file."
+        ) from None
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        if not Path(name).is_dir():
+            # one question first, instead of half a minute of retries without a network
+            HfApi().dataset_info(name, timeout=HUB_SECONDS)
+        # streamed: nothing is converted on disk for one pass over the rows
+        yield from datasets.load_dataset(name, subset, split=split, streaming=True)
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise SpecBlockError(
+            f"The data set {name} (split {split}) cannot be read ({reason}): check its name and "
+            f"the network, or give a JSONL file."
+        ) from error
+
+
+def prepare_prompts(
+    rows: Iterable[tuple[str, dict[str, Any]]],
+    out: Path,
+    broken: BrokenRows,
+    *,
+    limit: int | None = None,
+) -> Counts:
+    """Write the normalised prompts of ``rows`` to ``out``, ``.jsonl`` or ``.jsonl.zst``.
+
+    A conversation is a duplicate if its turns are those of an earlier one up to compatibility
+    forms of Unicode and the amount of space. ``out`` appears whole or not at all. ``limit`` is
+    the most prompts kept.
+
+    Raises:
+        SpecBlockError: a refused row, nothing to keep, or a full disk.
+    """
+    counts, seen, names = Counts(), set(), set()
+    with atomic_file(out) as temporary, _text_file(temporary, out.suffix == ".zst") as file:
+        for where, row in rows:
+            if limit is not None and counts.kept >= limit:
+                break
+            try:
+                groups = user_turns(conversation(row))
+            except ValueError as error:
+                broken(f"{where} cannot be used: it has {error}.")
+                continue
+            counts = counts.plus(read=1)
+            messages = [message for group in groups for message in group]
+            key = duplicate_key(messages)
+            if not messages or key in seen:
+                counts = counts.plus(duplicates=1) if messages else counts.plus(empty=1)
+                continue
+            seen.add(key)
+            line = {"id": _unused_name(row, key, names), "messages": messages}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            counts = counts.plus(kept=1, turns=len(groups))
+        # broken ones are counted where they are found, here or in the source
+        counts = replace(counts, read=counts.read + broken.count, broken=broken.count)
+        if not counts.kept:
+            raise SpecBlockError(
+                f"There is no usable user turn in the data ({counts}): give rows with messages, "
+                f"conversations, turns or a prompt."
+            )
+    return counts
+
+
+def duplicate_key(messages: list[Message]) -> bytes:
+    """The same for conversations that differ in spaces or in compatibility forms alone."""
+    plain = [
+        (m["role"], " ".join(unicodedata.normalize("NFKC", m["content"]).split())) for m in messages
+    ]
+    return hashlib.blake2b(json.dumps(plain).encode(), digest_size=16).digest()
+
+
+def _unused_name(row: dict[str, Any], key: bytes, names: set[str]) -> str:
+    """The row's own id where it has one that is free: answers are filed under it."""
+    own = row.get("id", row.get("conversation_id", row.get("prompt_id")))
+    name = str(own) if isinstance(own, str | int) and str(own) else key.hex()
+    if name in names:
+        name = f"{name}-{key.hex()[:12]}"
+    names.add(name)
+    return name
+
+
+@contextmanager
+def _text_file(path: Path, compressed: bool) -> Iterator[TextIO]:
+    if not compressed:
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    with (
+        zstandard.open(path, "wb", cctx=zstandard.ZstdCompressor(level=9)) as raw,
+        io.TextIOWrapper(raw, encoding="utf-8") as file,
+    ):
+        yield file

@@ -1,0 +1,1 @@
+"""What the target says about answers: features to read and distributions to learn."""

@@ -1,0 +1,1 @@
+"""The losses of every kind of drafter, over whole sequences at once."""

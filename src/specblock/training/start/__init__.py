@@ -1,0 +1,1 @@
+"""Drafters that draft before their first gradient step, in closed form."""

@@ -1,0 +1,61 @@
+"""Answers read back from files, old and new, and kept apart."""
+
+import json
+
+import pytest
+
+from specblock.errors import SpecBlockError
+from specblock.training.data.answers import Answer, read_answers, split_held_out
+
+
+def row(name, *, turn=None, tokens=9, finish="stop"):
+    made = {"id": name, "prompt_ids": [1], "answer_ids": [5] * tokens, "finish_reason": finish}
+    return made if turn is None else {**made, "turn": turn}
+
+
+def write(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def test_files_and_folders_old_rows_and_new(tmp_path):
+    first = [row("a"), row("b", turn=0, finish="length"), row("c", turn=0, tokens=3)]
+    second = [row("b", turn=1)]
+    folder = tmp_path / "answers"
+    write(folder / "answers-00000.jsonl", first)
+    write(folder / "answers-00001.jsonl", second)
+    (folder / "provenance.json").write_text("{}")
+    answers = read_answers(folder)
+    assert [(a.id, a.turn, a.stopped) for a in answers] == [
+        ("a", 0, True), ("b", 0, False), ("b", 1, True)
+    ]  # fmt: skip
+    assert answers[0].ids == [1] + [5] * 9
+    assert read_answers(write(tmp_path / "one.jsonl", first + second)) == answers
+    assert len(read_answers(folder, min_tokens=1)) == 4
+    assert read_answers(folder, limit=2) == answers[:2]
+
+
+def test_a_broken_line_is_named_and_an_unfinished_one_left(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row("a"), row("b")])
+    path.write_text(path.read_text() + '{"id": "c", "prompt')
+    assert len(read_answers(path)) == 2
+    for broken in ('{"id": "c", "prompt\n', '{"id": "c"}\n', "[]\n"):
+        write(path, [row("a")])
+        path.write_text(path.read_text() + broken + json.dumps(row("d")) + "\n")
+        with pytest.raises(SpecBlockError, match="a.jsonl, line 2 "):
+            read_answers(path)
+
+
+def test_no_answers_is_a_sentence(tmp_path):
+    with pytest.raises(SpecBlockError, match="no answers at"):
+        read_answers(tmp_path / "none")
+    with pytest.raises(SpecBlockError, match="no answer of 8"):
+        read_answers(write(tmp_path / "a.jsonl", [row("a", tokens=7)]))
+
+
+def test_a_conversation_is_held_out_whole():
+    answers = [Answer(f"c{i // 3}", [1], [2], True, i % 3) for i in range(60)]
+    training, held = split_held_out(answers, 5)
+    assert len(held) == 5
+    assert not {a.id for a in training} & {a.id for a in held}
