@@ -84,7 +84,7 @@ CASES: dict[str, dict] = {
     "deepseek_v2": NO_GROUPS,
     "deepseek_v3": NO_GROUPS,
     "diffllama": {},
-    "doge": {},
+    "doge": {"keep_window_size": WINDOW},
     "dots1": MIXED,
     "ernie4_5": {},
     "ernie4_5_moe": {},

@@ -41,9 +41,10 @@ class PreallocatedLayer(CacheLayerMixin):
         stop = start + key_states.shape[-2]
         self.keys[:, :, start:stop] = key_states
         self.values[:, :, start:stop, : value_states.shape[-1]] = value_states
-        values = self.values[:, :, :stop]
-        values.ends_in_ones = self.owner.exact  # an attention cannot tell it from the shape
-        return self.keys[:, :, :stop], values
+        keys, values = self.keys[:, :, :stop], self.values[:, :, :stop]
+        # what an attention cannot tell from a shape, and finds nowhere if a layer changed them
+        keys.kept_exact = values.kept_exact = self.owner.exact
+        return keys, values
 
     def get_seq_length(self) -> int:
         return self.owner.length

@@ -78,8 +78,7 @@ class Target:
         self.window = getattr(self.config, "sliding_window", None)
         self.prefill_chunk = prefill_chunk
         self._tap = FeatureTap(model, tuple(feature_layers))
-        self.by_name = bool(exact)
-        self.exact = self._is_exact(exact)
+        self.by_name, self.exact = bool(exact), False
         self.loan = Loan(
             model, self._tap, self._attention(), _REPLACEABLE, self.device.type == "cpu"
         )
@@ -94,6 +93,8 @@ class Target:
         reuses = bool(getattr(self.config, "num_kv_shared_layers", 0))
         self._prompt_logits = 0 if reuses and self.feature_layers else 1
         check_untested(self)
+        self.exact = self._is_exact(exact)
+        self.loan.attention = self._attention()
 
     def allow_any_length(self) -> None:
         """Let texts grow as long as the model can compute at all, as transformers does: rotary
@@ -113,15 +114,30 @@ class Target:
         return min(wanted, room)
 
     def _is_exact(self, exact: bool | None) -> bool:
-        possible = self._replaces_attention and self.device.type == "cpu"
-        if exact and not possible:
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        wanted = half if exact is None else exact
+        if not wanted or (self.device.type == "cpu" and self._hands_on_its_cache()):
+            return wanted
+        if exact:
             raise ModelError(
                 "Verification can be made exact on the CPU alone, for models that run with sdpa "
-                "attention; leave exact out."
+                "attention and keep keys and values as it reads them; leave exact out."
             )
-        if exact is None:
-            return possible and self.dtype in (torch.bfloat16, torch.float16)
-        return exact
+        return False
+
+    @torch.inference_mode()
+    def _hands_on_its_cache(self) -> bool:
+        """Whether an attention of ours gets keys and values as the cache has them."""
+        if not self._replaces_attention:
+            return False
+        seen: list[bool] = []
+        self.loan.attention = invariant.register_trial(seen)
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        cache = PathCache(self.config.num_hidden_layers, 2)
+        with self.loan:
+            self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        self._tap.take()
+        return bool(seen) and all(seen)
 
     @property
     def _replaces_attention(self) -> bool:
