@@ -20,7 +20,7 @@ from specblock.drafters.registry import load_model as load_network
 from specblock.engine.calibrate import FIRST_SECONDS, load_calibration
 from specblock.engine.calibrate import calibrate as measure
 from specblock.engine.calibrate import use as use_calibration
-from specblock.engine.exactness import give_up_unless_exact, use_tiles
+from specblock.engine.exactness import give_up_unless_exact, safe_routes
 from specblock.engine.slow_dtype import warn_of_slow_dtype
 from specblock.engine.speculator import Speculator
 from specblock.engine.survival_file import load_survival
@@ -160,8 +160,8 @@ def _costs(
         use_calibration(known, target, drafter)
         return known.costs
     if calibrate == "never" or (drafter is None and calibrate != "force"):
-        if target.by_name:
-            use_tiles(target)
+        if target.exact:
+            target.use_routes(safe_routes(target))
             give_up_unless_exact([target])
         return None
     warn_of_slow_dtype(target)
