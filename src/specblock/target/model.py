@@ -6,6 +6,8 @@ Everything enters through public interfaces: a 4-D attention mask, explicit posi
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -135,6 +137,7 @@ class Target:
         self.loan = Loan(
             model, self._tap, self._attention(), _REPLACEABLE, self.device.type == "cpu"
         )
+        self.watch: Callable[[int, float], None] | None = None  # rows and seconds of verifications
         self.cache: PathCache | None = None
         self._cache_kind: tuple[torch.device, torch.dtype] | None = None
 
@@ -244,7 +247,10 @@ class Target:
         visible = None
         if len(tree) > 1 or self._window_hides(len(tree)):
             visible = masks.tree_mask(tree.ancestor_mask(), self.length)
+        started = time.perf_counter()
         logits, features = self._forward(tree.tokens, positions, visible, keep=0)
+        if self.watch is not None:
+            self.watch(len(tree), time.perf_counter() - started)
         return TargetOutput(logits, features)
 
     @torch.inference_mode()
