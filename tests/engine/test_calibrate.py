@@ -82,9 +82,13 @@ def test_what_cannot_be_measured_in_time_says_so(monkeypatch):
 
 def test_scatter_is_the_median_over_the_least(monkeypatch):
     clock, cpu = Clock(monkeypatch), SimpleNamespace(device=torch.device("cpu"))
-    seconds = iter([1.0, 1.0, *[3.0, 3.0] * 20])
-    calls = {1: lambda: clock.call(next(seconds))()}
-    assert measure.time_in_turns(calls, cpu).scatter == 3.0
+    seconds = iter([9.0, 9.0, 1.0] + [3.0] * 40)
+
+    def before():
+        clock.call(next(seconds))()
+
+    calls = {rows: clock.call(float(rows)) for rows in (1, 2, 4)}
+    assert measure.time_in_turns(calls, cpu, before).scatter == 3.0
 
 
 def test_a_small_vocabulary_can_be_measured():

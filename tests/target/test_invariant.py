@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from specblock.engine.exactness import give_up_unless_exact, repeats_plain, use_tiles
+from specblock.engine.exactness import give_up_unless_exact, repeats_plain, safe_routes
 from specblock.errors import ModelError
 from specblock.kernels.route_plan import choose_routes
 from specblock.kernels.route_table import ROW_BUCKETS
@@ -31,7 +31,7 @@ def exact_target(name: str, dtype: torch.dtype) -> Target:
     if not keeps_one_order(block_length() + 128):
         pytest.skip("this machine's matrix products depend on the number of keys")
     target = Target(make_target(name, max_position_embeddings=1024).to(dtype), exact=True)
-    use_tiles(target)
+    target.use_routes(safe_routes(target))
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ from specblock.drafters.registry import load_model as load_network
 from specblock.engine.calibrate import FIRST_SECONDS, load_calibration
 from specblock.engine.calibrate import calibrate as measure
 from specblock.engine.calibrate import use as use_calibration
-from specblock.engine.exactness import give_up_unless_exact, use_tiles
+from specblock.engine.exactness import give_up_unless_exact, safe_routes
+from specblock.engine.governor import ThreadGovernor
 from specblock.engine.slow_dtype import warn_of_slow_dtype
 from specblock.engine.speculator import Speculator
 from specblock.engine.survival_file import load_survival
@@ -58,6 +60,7 @@ def load(
     cache_dir: str | Path | None = None,
     adapt: AdaptationConfig | None = None,
     on_step: Callable[[str], None] = log_step,
+    govern: bool = False,
 ) -> Speculator:
     """A model that generates faster with the same output.
 
@@ -79,19 +82,37 @@ def load(
             with the fixed budget.
         adapt: let the drafter learn and remember while it serves; see ``docs/adaptation.md``.
         on_step: is told what a long step is doing; left out, the log is.
+        govern: compute with one thread while other processes hold the cores
+            (:mod:`specblock.engine.governor`). It sets PyTorch's threads, which are the whole
+            program's, so it has to be asked for.
 
     Raises :class:`specblock.errors.SpecBlockError` with one sentence if anything does not fit.
     """
     _check_choices(budget, blocks, calibrate)
     if threads is not None:
         torch.set_num_threads(threads)
+    governor = ThreadGovernor(torch.get_num_threads()) if govern and device == "cpu" else None
+    if governor is not None:
+        governor.look()
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
     folder = find_drafter(model, drafter)
-    return assemble(
+    speculator = assemble(
         network, tokenizer, folder, exact=exact, budget=budget, blocks=blocks, calibrate=calibrate,
         cache_dir=cache_dir, adapt=adapt, on_step=on_step, owned=True,
     )  # fmt: skip
+    if governor is not None:
+        speculator.target.watch = governor.ran
+        governor.tell = partial(_costs_follow, speculator, cache_dir)
+    return speculator
+
+
+def _costs_follow(speculator: Speculator, cache_dir: str | Path | None) -> None:
+    """Another number of threads: its costs, where they were measured once."""
+    known = load_calibration(speculator.target, speculator.drafter, cache_dir)
+    for budget in (speculator.budget, speculator.sampling_budget):
+        if known is not None and isinstance(budget, BudgetController):
+            budget.costs = known.costs
 
 
 def _check_choices(budget: str, blocks: int, calibrate: str) -> None:
@@ -161,8 +182,8 @@ def _costs(
         use_calibration(known, target, drafter)
         return known.costs
     if calibrate == "never" or (drafter is None and calibrate != "force"):
-        if target.by_name:
-            use_tiles(target)
+        if target.exact:
+            target.use_routes(safe_routes(target))
             give_up_unless_exact([target])
         return None
     warn_of_slow_dtype(target)

@@ -11,7 +11,7 @@ import torch
 
 from specblock.drafters.base import Drafter
 from specblock.engine.round_costs import fitted_to_rounds, typical
-from specblock.kernels.deadline import Deadline
+from specblock.kernels.deadline import Deadline, OutOfTimeError
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
@@ -22,6 +22,7 @@ DRAFT_PAIRS = (1, 2, 4, 8)
 DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
 _CONTEXT = 256  # positions in the caches while measuring
 _TURNS = 12
+_LEAST_SIZES = 3  # from which a table can be continued
 _CHANGES = 0.5  # of the trees follow a plain step, the others a tree
 _TARGET_SHARE, _BLOCKS_SHARE = 0.55, 0.3  # of the time that is left
 
@@ -29,7 +30,8 @@ _TARGET_SHARE, _BLOCKS_SHARE = 0.55, 0.3  # of the time that is left
 @dataclass(frozen=True)
 class Timing:
     """Typical seconds by size: of a call that follows another size (``changed``), and of one that
-    follows its like (``settled``). ``scatter``: how many times the least a median call takes."""
+    follows its like (``settled``). ``scatter``: how many times the least the median takes of the
+    call that comes before each."""
 
     changed: dict[int, float]
     settled: dict[int, float]
@@ -116,29 +118,40 @@ def time_in_turns(
     matter. Sizes may take different copies of the weights, and the copy in use stays in the
     processor's cache as far as there is room: the first call of a turn pays for the change.
 
-    Raises :class:`specblock.kernels.deadline.OutOfTimeError` where not every size had a turn.
+    Sizes that the time is too short for are left out, the last ones first. Raises
+    :class:`specblock.kernels.deadline.OutOfTimeError` where hardly any had a turn.
     """
-    deadline = deadline or Deadline()
+    deadline, first = deadline or Deadline(), next(iter(calls), None)
     seconds: list[dict[int, list[float]]] = [{size: [] for size in calls} for _ in range(2)]
-    turn = 0.0
+    turn, reference, last = 0.0, [], None
     for number in range(_TURNS):
         if number and deadline.left < turn:
             break
         began = time.perf_counter()
         for size, call in calls.items():
-            if not number:
-                deadline.check()
-            before()
+            if not number and not deadline.left:
+                break
+            taken = _timed(before, target)
+            if last not in (None, first):  # they all follow another size
+                reference.append(taken)
+            last = size
             for times in seconds:
-                _synchronise(target)
-                started = time.perf_counter()
-                call()
-                _synchronise(target)
-                times[size].append(time.perf_counter() - started)
+                times[size].append(_timed(call, target))
         turn = time.perf_counter() - began
-    changed, settled = ({size: typical(t) for size, t in times.items()} for times in seconds)
-    spread = [statistics.median(t) / min(t) for t in seconds[1].values() if min(t) > 0]
-    return Timing(changed, settled, statistics.median(spread) if spread else 1.0)
+        calls = {size: call for size, call in calls.items() if seconds[1][size]}
+        if len(calls) < min(_LEAST_SIZES, len(seconds[1])):
+            raise OutOfTimeError
+    changed, settled = ({size: typical(times[size]) for size in calls} for times in seconds)
+    least = min(reference, default=0.0)
+    return Timing(changed, settled, statistics.median(reference) / least if least else 1.0)
+
+
+def _timed(call: Callable[[], object], target: Target) -> float:
+    _synchronise(target)
+    started = time.perf_counter()
+    call()
+    _synchronise(target)
+    return time.perf_counter() - started
 
 
 def _synchronise(target: Target) -> None:

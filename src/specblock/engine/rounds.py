@@ -60,7 +60,7 @@ def decode(
     _check(prompt, target)
     clock = time.perf_counter
     stats.prompt_tokens, started = len(prompt), clock()
-    context, room = list(prompt), target.room_after(len(prompt), max_new_tokens)
+    context, room = list(prompt), target.positions.room_after(len(prompt), max_new_tokens)
     root, features = _prefill(target, drafter, context, params, room, observer)
     if drafter is not None:
         start(drafter, budget, copies, context, room, features)

@@ -7,7 +7,8 @@ Everything enters through public interfaces: a 4-D attention mask, explicit posi
 from __future__ import annotations
 
 import inspect
-import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,6 @@ from specblock.target.verifiable import check_untested, check_verifiable
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
 
-_ENDLESS = 1 << 30
-_log = logging.getLogger("specblock")
 _REPLACEABLE = ("sdpa", attention.NAME, invariant.NAME)  # the same attention in other orders
 
 
@@ -57,9 +56,6 @@ class Target:
         owned: nobody else changes the weights behind PyTorch's back (``weight.data``), so their
             content is not compared at the start of every text.
 
-    ``context_length`` is the most tokens of a text, at first what the model was made for;
-    :meth:`allow_any_length` raises it.
-
     Raises :class:`ModelError` if the architecture cannot verify a tree, or not exactly.
     """
 
@@ -82,10 +78,10 @@ class Target:
         self.loan = Loan(
             model, self._tap, self._attention(), _REPLACEABLE, self.device.type == "cpu"
         )
+        self.watch: Callable[[int, float], None] | None = None  # rows and seconds of verifications
         self.cache: PathCache | None = None
         self._cache_kind: tuple[torch.device, torch.dtype] | None = None
         self.positions = Positions(model)
-        self.context_length = self.positions.trained or _ENDLESS
         self._ids: Tensor | None = None  # in the cache; kept where it may have to be filled anew
         self._tree: DraftTree | None = None
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -95,23 +91,6 @@ class Target:
         check_untested(self)
         self.exact = self._is_exact(exact)
         self.loan.attention = self._attention()
-
-    def allow_any_length(self) -> None:
-        """Let texts grow as long as the model can compute at all, as transformers does: rotary
-        embeddings have no end, and learned ones end with the token after the last position."""
-        limit = self.positions.limit
-        self.context_length = _ENDLESS if limit is None else limit + 1
-
-    def room_after(self, prompt_tokens: int, wanted: int) -> int:
-        """How many of ``wanted`` tokens may follow a prompt; logs where a table ends before."""
-        room = self.context_length - prompt_tokens
-        if room < wanted and self.context_length != self.positions.trained:
-            _log.warning(
-                "This model has a table of %d positions: the text ends with it, %d tokens early.",
-                self.positions.limit,
-                wanted - room,
-            )
-        return min(wanted, room)
 
     def _is_exact(self, exact: bool | None) -> bool:
         half = self.dtype in (torch.bfloat16, torch.float16)
@@ -183,6 +162,11 @@ class Target:
         return self.config.vocab_size
 
     @property
+    def context_length(self) -> int:
+        """The most tokens of a text; see :class:`Positions`."""
+        return self.positions.context_length
+
+    @property
     def length(self) -> int:
         """Positions in the cache."""
         return 0 if self.cache is None else self.cache.length
@@ -216,7 +200,7 @@ class Target:
         Raises :class:`ContextError` if they do not fit the context.
         """
         total = self.length + ids.numel()
-        room = min(self.context_length, self.positions.limit or _ENDLESS)
+        room = min(self.context_length, self.positions.limit or total)
         if total > room:
             raise ContextError(
                 f"The prompt has {total} tokens, the model's context holds {room}; "
@@ -252,8 +236,11 @@ class Target:
         visible = None
         if len(tree) > 1 or self._window_hides(len(tree)):
             visible = masks.tree_mask(tree.ancestor_mask(), self.length)
+        started = time.perf_counter()
         with self.positions.computed_as_if_last(places):
             logits, features = self._forward(tree.tokens, places, visible, keep=0)
+        if self.watch is not None:
+            self.watch(len(tree), time.perf_counter() - started)
         return TargetOutput(logits, features)
 
     @torch.inference_mode()

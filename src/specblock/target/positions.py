@@ -9,6 +9,7 @@ so here every row gets the frequencies of the forward in which plain decoding co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -19,6 +20,7 @@ from specblock.target.structure import text_config
 
 _SWITCHING = ("dynamic", "longrope")
 _FAR = 1 << 30
+_log = logging.getLogger("specblock")
 
 
 class Positions:
@@ -31,6 +33,7 @@ class Positions:
         restart: positions in the cache at which the model's ``generate`` throws it away and reads
             the text again, as some with ``longrope`` do where the frequencies switch; None for
             others. The model itself is asked.
+        context_length: the most tokens of a text, at first what the model was made for.
     """
 
     def __init__(self, model: nn.Module):
@@ -38,10 +41,27 @@ class Positions:
         self.trained: int | None = getattr(config, "max_position_embeddings", None)
         rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
         self.limit = None if rotary else self.trained
+        self.context_length = self.trained or _FAR
         self._switching = [m for m in model.modules() if any(k in _SWITCHING for k in _kinds(m))]
         switch = getattr(config, "original_max_position_embeddings", None)
         restarts = self._switching and switch is not None and _restarts(model, switch)
         self.restart: int | None = switch if restarts else None
+
+    def allow_any_length(self) -> None:
+        """Let texts grow as long as the model can compute at all, as transformers does; a table of
+        positions ends with the token after the last of them."""
+        self.context_length = _FAR if self.limit is None else self.limit + 1
+
+    def room_after(self, prompt_tokens: int, wanted: int) -> int:
+        """How many of ``wanted`` tokens may follow a prompt; logs where a table ends before."""
+        room = self.context_length - prompt_tokens
+        if room < wanted and self.context_length != self.trained:
+            _log.warning(
+                "This model has a table of %d positions: the text ends with it, %d tokens early.",
+                self.limit,
+                wanted - room,
+            )
+        return min(wanted, room)
 
     def depth_left(self, length: int) -> int:
         """How deep a tree may be whose root lies at ``length``, so that no node reaches a position
