@@ -116,7 +116,7 @@ def test_half_precision_on_the_cpu_is_exact_unless_told_otherwise():
     target.reset(32)
     target.prefill(torch.arange(5, 14))
     assert target.exact
-    assert {storage.dtype for storage, _ in target.cache._storages.values()} == {torch.float32}
+    assert {layer.keys.dtype for layer in target.cache.layers} == {torch.float32}
     assert not Target(model, exact=False).exact
 
 

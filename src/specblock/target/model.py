@@ -6,6 +6,8 @@ Everything enters through public interfaces: a 4-D attention mask, explicit posi
 
 from __future__ import annotations
 
+import inspect
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from specblock.errors import ContextError, ModelError
 from specblock.kernels.linear import RoutedLinear
@@ -21,10 +22,16 @@ from specblock.kernels.route_table import RouteTable
 from specblock.target import attention, invariant, masks
 from specblock.target.cache import PathCache
 from specblock.target.loan import Loan
+from specblock.target.positions import Positions
+from specblock.target.structure import text_config
+from specblock.target.tap import FeatureTap
+from specblock.target.verifiable import check_untested, check_verifiable
 
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
 
+_ENDLESS = 1 << 30
+_log = logging.getLogger("specblock")
 _REPLACEABLE = ("sdpa", attention.NAME, invariant.NAME)  # the same attention in other orders
 
 
@@ -34,69 +41,6 @@ class TargetOutput:
 
     logits: Tensor
     features: Tensor
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a causal LM, outermost first."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    layers = getattr(decoder, "layers", None)
-    count = text_config(model).num_hidden_layers
-    if not isinstance(layers, nn.ModuleList) or len(layers) != count:
-        raise ModelError(
-            f"{type(model).__name__} does not expose its {count} decoder layers as `.layers`; "
-            "use a decoder-only causal language model."
-        )
-    return layers
-
-
-def text_config(model: nn.Module):
-    """The configuration of the text decoder (multimodal models nest it)."""
-    config = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-class FeatureTap:
-    """Collects the outputs of named decoder layers of the forwards within it.
-
-    A context manager: the hooks are on the model meanwhile. ``layers`` are 0-based indices i with
-    the convention *output of decoder layer i*, which is ``hidden_states[i + 1]`` in transformers'
-    numbering.
-    """
-
-    def __init__(self, model: nn.Module, layers: tuple[int, ...]):
-        modules = decoder_layers(model)
-        wrong = [i for i in layers if not 0 <= i < len(modules)]
-        if wrong:
-            raise ModelError(
-                f"Feature layers {wrong} do not exist: the target has layers 0 to "
-                f"{len(modules) - 1}. Use a drafter trained for this target."
-            )
-        self.layers = layers
-        self._outputs: dict[int, Tensor] = {}
-        self._hooks = [(modules[i], self._hook(i)) for i in sorted(set(layers))]
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> FeatureTap:
-        self._handles += [layer.register_forward_hook(hook) for layer, hook in self._hooks]
-        return self
-
-    def __exit__(self, *_exception) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-
-    def _hook(self, index: int):
-        def keep(_module, _inputs, output):
-            self._outputs[index] = output[0] if isinstance(output, tuple) else output
-
-        return keep
-
-    def take(self) -> Tensor | None:
-        """The features ``[batch, rows, F * H]`` of the last forward; None without layers."""
-        if not self.layers:
-            return None
-        features = torch.cat([self._outputs[i] for i in self.layers], dim=-1)
-        self._outputs.clear()
-        return features
 
 
 class Target:
@@ -115,6 +59,9 @@ class Target:
         owned: nobody else changes the weights behind PyTorch's back (``weight.data``), so their
             content is not compared at the start of every text.
 
+    ``context_length`` is the most tokens of a text, at first what the model was made for;
+    :meth:`allow_any_length` raises it.
+
     Raises :class:`ModelError` if the architecture cannot verify a tree, or not exactly.
     """
 
@@ -126,6 +73,7 @@ class Target:
         exact: bool | None = None,
         owned: bool = False,
     ):
+        check_verifiable(model)
         self.model, self.owned = model, owned
         self.config = text_config(model)
         self.kinds = masks.attention_kinds(self.config)
@@ -140,6 +88,32 @@ class Target:
         self.watch: Callable[[int, float], None] | None = None  # rows and seconds of verifications
         self.cache: PathCache | None = None
         self._cache_kind: tuple[torch.device, torch.dtype] | None = None
+        self.positions = Positions(model)
+        self.context_length = self.positions.trained or _ENDLESS
+        self._ids: Tensor | None = None  # in the cache; kept where it may have to be filled anew
+        self._tree: DraftTree | None = None
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        # layers that reuse keys of others compute only the rows whose logits are asked for
+        reuses = bool(getattr(self.config, "num_kv_shared_layers", 0))
+        self._prompt_logits = 0 if reuses and self.feature_layers else 1
+        check_untested(self)
+
+    def allow_any_length(self) -> None:
+        """Let texts grow as long as the model can compute at all, as transformers does: rotary
+        embeddings have no end, and learned ones end with the token after the last position."""
+        limit = self.positions.limit
+        self.context_length = _ENDLESS if limit is None else limit + 1
+
+    def room_after(self, prompt_tokens: int, wanted: int) -> int:
+        """How many of ``wanted`` tokens may follow a prompt; logs where a table ends before."""
+        room = self.context_length - prompt_tokens
+        if room < wanted and self.context_length != self.positions.trained:
+            _log.warning(
+                "This model has a table of %d positions: the text ends with it, %d tokens early.",
+                self.positions.limit,
+                wanted - room,
+            )
+        return min(wanted, room)
 
     def _is_exact(self, exact: bool | None) -> bool:
         possible = self._replaces_attention and self.device.type == "cpu"
@@ -154,7 +128,9 @@ class Target:
 
     @property
     def _replaces_attention(self) -> bool:
-        return self.model.config._attn_implementation in _REPLACEABLE
+        # some families have attention of their own in every layer, which cannot be exchanged
+        exchanges = self.model._can_set_attn_implementation()
+        return exchanges and self.model.config._attn_implementation in _REPLACEABLE
 
     def _attention(self) -> str | None:
         """The attention to run with, by name; None for the model's own."""
@@ -194,13 +170,15 @@ class Target:
         return self.config.vocab_size
 
     @property
-    def context_length(self) -> int:
-        return getattr(self.config, "max_position_embeddings", None) or 1 << 30
-
-    @property
     def length(self) -> int:
         """Positions in the cache."""
         return 0 if self.cache is None else self.cache.length
+
+    @property
+    def depth_left(self) -> int:
+        """How deep the next tree may be: no forward holds a position that plain decoding would not
+        reach."""
+        return self.positions.depth_left(self.length)
 
     def use_routes(self, table: RouteTable) -> None:
         """Let every linear layer take the measured best kernel."""
@@ -224,17 +202,27 @@ class Target:
 
         Raises :class:`ContextError` if they do not fit the context.
         """
-        if self.length + ids.numel() > self.context_length:
+        total = self.length + ids.numel()
+        room = min(self.context_length, self.positions.limit or _ENDLESS)
+        if total > room:
             raise ContextError(
-                f"The prompt has {self.length + ids.numel()} tokens, the model's context holds "
-                f"{self.context_length}; shorten the prompt."
+                f"The prompt has {total} tokens, the model's context holds {room}; "
+                "shorten the prompt."
             )
+        if self.positions.restart is not None:
+            self._ids = ids if self.length == 0 else torch.cat((self._ids[: self.length], ids))
+        return self._append(ids, total - 1)
+
+    def _append(self, ids: Tensor, last: int) -> TargetOutput:
+        """Read and commit ``ids`` chunk by chunk, as if ``last`` were every chunk's last position;
+        the output as of :meth:`prefill`."""
         features = []
         for chunk in ids.split(self.prefill_chunk):
             rows, length = chunk.numel(), self.length
-            positions = torch.arange(length, length + rows, device=self.device)
+            places = torch.arange(length, length + rows, device=self.device)
             visible = masks.chain_mask(rows, length, self.device)
-            logits, hidden = self._forward(chunk, positions, visible, keep=1)
+            with self.positions.computed_as_if_last(torch.full_like(places, last)):
+                logits, hidden = self._forward(chunk, places, visible, self._prompt_logits)
             self.cache.advance(rows)
             features.append(hidden)
         features = torch.cat(features) if self.feature_layers else logits.new_zeros(ids.numel(), 0)
@@ -243,12 +231,17 @@ class Target:
     @torch.inference_mode()
     def verify(self, tree: DraftTree) -> TargetOutput:
         """Logits ``[N + 1, V]`` and features of every node, in one forward; commits nothing."""
-        positions = tree.positions(self.length)
+        if self.length == self.positions.restart:
+            again, self.cache.length = self._ids[: self.length], 0
+            self._append(again, len(again))
+        self._tree = tree
+        places = tree.positions(self.length)
         visible = None
         if len(tree) > 1 or self._window_hides(len(tree)):
             visible = masks.tree_mask(tree.ancestor_mask(), self.length)
         started = time.perf_counter()
-        logits, features = self._forward(tree.tokens, positions, visible, keep=0)
+        with self.positions.computed_as_if_last(places):
+            logits, features = self._forward(tree.tokens, places, visible, keep=0)
         if self.watch is not None:
             self.watch(len(tree), time.perf_counter() - started)
         return TargetOutput(logits, features)
@@ -256,10 +249,12 @@ class Target:
     @torch.inference_mode()
     def commit(self, path: Tensor) -> None:
         """Keep the nodes ``path`` (int64 [a + 1], root first) of the last verified tree."""
+        if self.positions.restart is not None:
+            self._ids = torch.cat((self._ids[: self.length], self._tree.tokens[path]))
         self.cache.keep(path)
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, visible: Tensor | None, keep: int
+        self, ids: Tensor, places: Tensor, visible: Tensor | None, keep: int
     ) -> tuple[Tensor, Tensor | None]:
         if self.length + ids.numel() > self.cache.capacity:
             raise ContextError(
@@ -269,24 +264,22 @@ class Target:
         with self.loan:
             output = self.model(
                 input_ids=ids[None],
-                attention_mask=self._model_mask(visible, positions),
-                position_ids=positions[None],
+                attention_mask=self._model_mask(visible, places),
+                position_ids=places[None],
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=keep,
+                **({"logits_to_keep": keep} if self._keeps else {}),
             )
         features = self._tap.take()
-        return output.logits[0], None if features is None else features[0]
+        return output.logits[0, -keep:], None if features is None else features[0]
 
     def _window_hides(self, rows: int) -> bool:
         """Whether a window hides part of the context, so that even one row needs a mask."""
         sliding = masks.SLIDING in self.kinds and self.window is not None
         return sliding and self.length + rows > self.window
 
-    def _model_mask(self, visible: Tensor | None, positions: Tensor):
+    def _model_mask(self, visible: Tensor | None, places: Tensor):
         if visible is None:
             return None
-        built = masks.build_masks(
-            visible, positions, self.length, self.kinds, self.window, self.dtype
-        )
+        built = masks.build_masks(visible, places, self.length, self.kinds, self.window, self.dtype)
         return built if len(built) > 1 else next(iter(built.values()))

@@ -1,0 +1,37 @@
+"""Where a causal LM keeps its decoder layers, whatever they are called."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from specblock.errors import ModelError
+
+
+def text_config(model: nn.Module):
+    """The configuration of the text decoder (multimodal models nest it)."""
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a causal LM, in order.
+
+    They are the outermost list of as many modules as the configuration counts layers, whether the
+    model calls it ``layers``, ``h`` or otherwise. The decoder that the model names is asked first.
+
+    Raises :class:`ModelError` where there is no such list.
+    """
+    count = text_config(model).num_hidden_layers
+    named = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for part in (named, model):
+        lists = [
+            (name.count("."), module)
+            for name, module in part.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        ]
+        if lists:
+            return min(lists, key=lambda item: item[0])[1]
+    raise ModelError(
+        f"{type(model).__name__} keeps no list of its {count} decoder layers, so their outputs "
+        "cannot be read; docs/models.md lists the families that SpecBlock speeds up."
+    )
