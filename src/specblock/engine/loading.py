@@ -65,43 +65,35 @@ def load(
     """A model that generates faster with the same output.
 
     Args:
-        model: name of the embedded model, a Hugging Face id, or a folder.
-        drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
-            decodes plainly for others; ``"lookup"`` drafts from the text so far alone, for any
-            model; None decodes plainly.
-        dtype: float32, bfloat16, float16 or auto. device: cpu, cuda, cuda:1, ...
-        threads: CPU threads; None leaves PyTorch's setting.
+        model: name of the embedded model, a hub id, or a folder. drafter: see :func:`find_drafter`.
+        dtype: float32, bfloat16, float16 or auto.
+        device: cpu, cuda, cuda:1, ... threads: CPU threads; None leaves PyTorch's setting.
         exact: make logits plain decoding's to the bit, and so the output (CPU alone; somewhat
             slower; ``docs/exactness.md``). None does so in half precision on the CPU.
-        budget: ``"measured"`` chooses leaves and nodes from this machine's measured costs, among
-            them copies of what followed the same words earlier in the text;
-            ``"fixed"`` is the paper's rule, 60 nodes of the network every round.
+        budget: ``"measured"`` chooses what to draft and verify from this machine's costs;
+            ``"fixed"`` is the paper's rule, 60 nodes every round.
         blocks: generations of blocks a round (2 in the paper).
-        calibrate: ``"missing"`` measures costs at the first load on a machine (some 12 s) and
-            remembers them; ``"force"`` measures anew, longer; ``"never"`` does without, and then
-            with the fixed budget.
+        calibrate: ``"missing"`` measures costs once on a machine (some 12 s), ``"force"`` anew and
+            longer, ``"never"`` does without, and then with the fixed budget.
         adapt: let the drafter learn and remember while it serves; see ``docs/adaptation.md``.
         on_step: is told what a long step is doing; left out, the log is.
-        govern: compute with one thread while other processes hold the cores
-            (:mod:`specblock.engine.governor`). It sets PyTorch's threads, which are the whole
-            program's, so it has to be asked for.
+        govern: let :mod:`specblock.engine.governor` set PyTorch's threads, the whole program's.
 
-    Raises :class:`specblock.errors.SpecBlockError` with one sentence if anything does not fit.
+    Raises :class:`specblock.errors.SpecBlockError` if anything does not fit.
     """
     _check_choices(budget, blocks, calibrate)
     if threads is not None:
         torch.set_num_threads(threads)
-    governor = ThreadGovernor(torch.get_num_threads()) if govern and device == "cpu" else None
-    if governor is not None:
-        governor.look()
+    governor = ThreadGovernor(torch.get_num_threads() if govern and device == "cpu" else 1)
+    governor.look()
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
-    folder = find_drafter(model, drafter)
     speculator = assemble(
-        network, tokenizer, folder, exact=exact, budget=budget, blocks=blocks, calibrate=calibrate,
-        cache_dir=cache_dir, adapt=adapt, on_step=on_step, owned=True,
+        network, tokenizer, find_drafter(model, drafter), exact=exact, budget=budget,
+        blocks=blocks, calibrate=calibrate, cache_dir=cache_dir, adapt=adapt, on_step=on_step,
+        owned=True,
     )  # fmt: skip
-    if governor is not None:
+    if govern:
         speculator.target.watch = governor.ran
         governor.tell = partial(_costs_follow, speculator, cache_dir)
     return speculator
@@ -206,7 +198,13 @@ def _state_layer(network) -> tuple[int, ...]:
 
 
 def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
-    """The folder of the drafter asked for, or ``LOOKUP``; None for plain decoding."""
+    """The folder of the drafter asked for, or ``LOOKUP``; None for plain decoding.
+
+    Args:
+        drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
+            decodes plainly for others; ``"lookup"`` drafts from the text so far alone, for any
+            model; None decodes plainly.
+    """
     if drafter is None or drafter == "none":
         return None
     if drafter == LOOKUP:

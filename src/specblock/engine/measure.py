@@ -70,7 +70,7 @@ def measure_believably(
     target.reset(length + TARGET_ROWS[-1])
     features = target.prefill(prompt).features
     on_step("the target over 1 to 96 nodes")
-    trees = {rows: chain(rows, target) for rows in (FEW_ROWS if limited else TARGET_ROWS)}
+    trees = {rows: star(rows, target) for rows in (FEW_ROWS if limited else TARGET_ROWS)}
     calls = {rows: _call(target.verify, tree) for rows, tree in trees.items()}
     share = 1.0 if drafter is None else _TARGET_SHARE
     timing = time_in_turns(calls, target, calls[1], deadline.part(share))
@@ -98,12 +98,13 @@ def _call(function: Callable, *arguments) -> Callable[[], None]:
     return lambda: function(*arguments)
 
 
-def chain(rows: int, target: Target) -> DraftTree:
-    """A chain of ``rows`` nodes: verification costs the same for every shape of tree."""
+def star(rows: int, target: Target) -> DraftTree:
+    """A tree of ``rows`` nodes under one root: verification costs the same for every shape, and
+    this one needs but one position more than a plain step."""
     index = torch.arange(rows, device=target.device)
-    zero = torch.zeros(rows, device=target.device)
+    zero, deeper = torch.zeros(rows, device=target.device), (index > 0).long()
     tokens = index % target.vocab_size
-    return DraftTree(tokens, index - 1, index, zero, zero, torch.zeros_like(index))
+    return DraftTree(tokens, deeper - 1, deeper, zero, zero, torch.zeros_like(index))
 
 
 def time_in_turns(
