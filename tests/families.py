@@ -39,6 +39,14 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
 # what a configuration calls its own, where it has it
 MORE = {
     "head_dim": 8,
@@ -97,8 +105,27 @@ CASES: dict[str, dict] = {
     "fuyu": {},
     "gemma": {},
     "gemma2": {},
+    "gemma3": {
+        "text_config": {**SIZES, **MIXED, "head_dim": 8, "query_pre_attn_scalar": 8},
+        "vision_config": VISION,
+        "mm_tokens_per_image": 4,
+        "image_token_index": 96,
+        "boi_token_index": 95,
+        "eoi_token_index": 94,
+    },
     "gemma3_text": MIXED,
     "gemma3n_text": {**SHARED_KEYS, "activation_sparsity_pattern": None, "laurel_rank": 4},
+    "gemma4": {
+        "text_config": {
+            **SIZES,
+            **SHARED_KEYS,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "sliding_window": WINDOW,
+        },
+        "vision_config": {**VISION, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8},
+        "audio_config": None,
+    },
     "gemma4_text": {**SHARED_KEYS, "global_head_dim": 16},
     "gemma4_text (experts)": {
         **SHARED_KEYS,
@@ -190,7 +217,8 @@ def make(case: str, seed: int = 0):
     own = {name: value for name, value in MORE.items() if name in names}
     model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
     torch.manual_seed(seed)
-    config = config_class(**{**SIZES, **own, **CASES[case]})
+    sizes = {} if "text_config" in CASES[case] else {**SIZES, **own}
+    config = config_class(**{**sizes, **CASES[case]})
     attention = "sdpa" if model_class._supports_sdpa else "eager"
     model = model_class._from_config(config, attn_implementation=attention)
     with torch.no_grad():

@@ -64,6 +64,7 @@ REFUSED = {
     "MptForCausalLM": ({"n_layers": 2}, "positions, or a bias for them"),
     "FalconForCausalLM": ({"num_hidden_layers": 2, "alibi": True}, "a bias for them"),
     "RoFormerForCausalLM": ({"num_hidden_layers": 2, "is_decoder": True}, "positions"),
+    "BltForCausalLM": ({}, "no list of its decoder layers"),
     "OpenAIGPTLMHeadModel": ({"n_layer": 2}, "no cache of keys and values"),
 }
 

@@ -21,7 +21,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
     Raises :class:`ModelError` where there is no such list.
     """
-    count = text_config(model).num_hidden_layers
+    count = getattr(text_config(model), "num_hidden_layers", 0)
     named = model.get_decoder() if hasattr(model, "get_decoder") else model
     for part in (named, model):
         lists = [
@@ -32,6 +32,6 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         if lists:
             return min(lists, key=lambda item: item[0])[1]
     raise ModelError(
-        f"{type(model).__name__} keeps no list of its {count} decoder layers, so their outputs "
-        "cannot be read; docs/models.md lists the families that SpecBlock speeds up."
+        f"{type(model).__name__} keeps no list of its decoder layers, so their outputs cannot be "
+        "read; docs/models.md lists the families that SpecBlock speeds up."
     )
