@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import torch
@@ -266,6 +267,9 @@ def page() -> str:
         target.reset(2)
         target.prefill(torch.tensor([3, 4]))
         lines.append(row(case, target))
+    text = re.sub(
+        r"with transformers [\d.]+", f"with transformers {transformers.__version__}", text
+    )
     start = text.index(HEADER) + len(HEADER)
     stop = text.index("\n\n", start)
     return text[:start] + "".join(f"\n{line}" for line in lines) + text[stop:]

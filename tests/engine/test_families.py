@@ -33,8 +33,9 @@ def test_trees_decode_as_transformers_does(case):
         assert_same(target, ours, plain, tokens, params)
     ours, _ = run(target, LookupDrafter(), GREEDY, tokens, length=LENGTH)
     assert_same(target, ours, expected[GREEDY], tokens, GREEDY)
-    line = families.row(case, target)
-    assert line in families.PAGE.read_text(), "run python -m tests.families"
+    page = families.PAGE.read_text()
+    if f"with transformers {transformers.__version__};" in page:  # others attend in other ways
+        assert families.row(case, target) in page, "run python -m tests.families"
     assert FAMILIES[families.model_type(case)] == type(target.model).__name__
 
 

@@ -22,7 +22,7 @@ from specblock.target import attention, invariant, masks
 from specblock.target.cache import PathCache
 from specblock.target.loan import Loan
 from specblock.target.positions import Positions
-from specblock.target.structure import text_config
+from specblock.target.structure import cache_argument, text_config
 from specblock.target.tap import FeatureTap
 from specblock.target.verifiable import check_untested, check_verifiable
 
@@ -84,6 +84,7 @@ class Target:
         self.positions = Positions(model)
         self._ids: Tensor | None = None  # in the cache; kept where it may have to be filled anew
         self._tree: DraftTree | None = None
+        self._cache_name = cache_argument(model.forward)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         # layers that reuse keys of others compute only the rows whose logits are asked for
         reuses = bool(getattr(self.config, "num_kv_shared_layers", 0))
@@ -114,7 +115,7 @@ class Target:
         ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
         cache = PathCache(self.config.num_hidden_layers, 2)
         with self.loan:
-            self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            self.model(input_ids=ids, **{self._cache_name: cache}, use_cache=True)
         self._tap.take()
         return bool(seen) and all(seen)
 
@@ -263,8 +264,8 @@ class Target:
                 input_ids=ids[None],
                 attention_mask=self._model_mask(visible, places),
                 position_ids=places[None],
-                past_key_values=self.cache,
                 use_cache=True,
+                **{self._cache_name: self.cache},
                 **({"logits_to_keep": keep} if self._keeps else {}),
             )
         features = self._tap.take()

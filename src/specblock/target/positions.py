@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from specblock.target.structure import text_config
+from specblock.target.structure import cache_argument, text_config
 
 _SWITCHING = ("dynamic", "longrope")
 _FAR = 1 << 30
@@ -87,7 +87,8 @@ def _restarts(model: nn.Module, length: int) -> bool:
     """Whether ``generate`` gives up a cache of so many positions for the next token."""
     cache = _Filled(length)
     ids = torch.zeros(1, length + 1, dtype=torch.int64, device=model.device)
-    inputs = model.prepare_inputs_for_generation(ids, past_key_values=cache, use_cache=True)
+    prepare = model.prepare_inputs_for_generation
+    inputs = prepare(ids, **{cache_argument(prepare): cache}, use_cache=True)
     return not any(value is cache for value in inputs.values())
 
 

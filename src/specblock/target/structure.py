@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 from torch import nn
 
 from specblock.errors import ModelError
@@ -11,6 +14,12 @@ def text_config(model: nn.Module):
     """The configuration of the text decoder (multimodal models nest it)."""
     config = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def cache_argument(function: Callable) -> str | None:
+    """The name of the argument that takes a cache; transformers 5.24 gave it another."""
+    asked = inspect.signature(function).parameters
+    return next((name for name in ("cache", "past_key_values") if name in asked), None)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -12,7 +12,7 @@ from torch import nn
 from specblock.errors import ModelError
 from specblock.target.families import FAMILIES
 from specblock.target.masks import FULL, SLIDING
-from specblock.target.structure import text_config
+from specblock.target.structure import cache_argument, text_config
 from specblock.tree.draft_tree import DraftTree
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def check_verifiable(model: nn.Module) -> None:
             f"{_ADVICE}."
         )
     asked = inspect.signature(model.forward).parameters
-    if not {"past_key_values", "cache"} & set(asked):
+    if cache_argument(model.forward) is None:
         raise ModelError(f"{name} keeps no cache of keys and values: {_ADVICE}.")
     if getattr(config, "alibi", False) or "position_ids" not in asked:
         raise ModelError(

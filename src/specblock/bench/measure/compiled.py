@@ -34,9 +34,10 @@ class _FixedLayer(CacheLayerMixin):
         self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        batch, heads, _, dim = key_states.shape
-        shape = (batch, heads, self.owner.capacity, dim)
-        self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
+        self.keys, self.values = (
+            states.new_zeros(*states.shape[:2], self.owner.capacity, states.shape[3])
+            for states in (key_states, value_states)
+        )
         self.dtype, self.device = key_states.dtype, key_states.device
         for storage in (self.keys, self.values):
             torch._dynamo.mark_static_address(storage)  # else a CUDA graph would copy the cache
@@ -184,7 +185,7 @@ class CompiledTarget(Target):
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            **{self._cache_name: self.cache},
             use_cache=True,
             logits_to_keep=1,
         )
