@@ -53,7 +53,7 @@ REFUSED = {
     "Lfm2ForCausalLM": ({"num_hidden_layers": 3, "full_attn_idxs": [1]}, "conv in layers 0, 2"),
     "Llama4ForCausalLM": ({"num_hidden_layers": 4}, "chunked_attention in layers 0-2 of 4"),
     "MiniMaxForCausalLM": ({"num_hidden_layers": 4}, "linear_attention in layers 1, 3 of 4"),
-    "RecurrentGemmaForCausalLM": ({"num_hidden_layers": 3}, "linear_attention in layers 0-1"),
+    "RecurrentGemmaForCausalLM": ({"num_hidden_layers": 3}, "layers 0-1 of 3"),
     "FalconH1ForCausalLM": ({"num_hidden_layers": 2}, "hybrid in layers 0-1 of 2"),
     "MambaForCausalLM": ({"num_hidden_layers": 2}, "layers 0-1 of 2"),
     "RwkvForCausalLM": ({"num_hidden_layers": 2}, "state from token to token"),

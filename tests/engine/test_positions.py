@@ -1,8 +1,10 @@
 """Positions whose embedding depends on a forward's longest one, and positions that have an end."""
 
+from inspect import getsource
+
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM, Phi3ForCausalLM
 
 from specblock import custom_generate
 from specblock.drafters.lookup.drafter import LookupDrafter
@@ -15,7 +17,7 @@ from tests.engine.reference import generate
 from tests.engine.test_lossless import assert_same, prompt, run
 from tests.tiny import SIZES, OracleDrafter, make_target
 
-SWITCH = 24
+SWITCH, READ_AGAIN = 24, "longrope, read again"
 FACTORS = {"short_factor": [1.0, 1.2, 1.4, 1.6], "long_factor": [5.0, 6.0, 7.0, 8.0]}
 BEFORE = {"original_max_position_embeddings": SWITCH}
 NESTED = {
@@ -41,7 +43,7 @@ ROPES = {
         },
         {},
     ),
-    "longrope, read again": ("phi3", LONGROPE, {**BEFORE, "max_position_embeddings": 96}),
+    READ_AGAIN: ("phi3", LONGROPE, {**BEFORE, "max_position_embeddings": 96}),
     "dynamic, in some layers": ("gemma3", NESTED, {}),
 }
 
@@ -56,6 +58,10 @@ LENGTH = 24
 
 
 def make(name: str):
+    if name == READ_AGAIN and "next_sequence_length" not in getsource(
+        Phi3ForCausalLM.prepare_inputs_for_generation
+    ):
+        pytest.skip("this transformers forgets the whole text where it should read it again")
     architecture, rope, settings = ROPES[name]
     settings = {"max_position_embeddings": SWITCH, **settings}
     parameters = {key: dict(v) if isinstance(v, dict) else v for key, v in rope.items()}
@@ -92,7 +98,7 @@ def test_every_kind_of_rotary_embedding_decodes_as_transformers_does(name, param
 
 def test_a_switch_changes_what_is_said():
     """Otherwise the tests above would see nothing."""
-    for name in ("longrope", "dynamic", "longrope, read again"):
+    for name in ("longrope", "dynamic", READ_AGAIN):
         model = make(name)
         early, late = (model(prompt_ids(count)).logits[0, 10] for count in (SWITCH, SWITCH + 8))
         assert (early - late).abs().max() > 0.01, name
@@ -103,7 +109,7 @@ def prompt_ids(count):
 
 
 def test_the_models_that_read_again_are_known_by_their_own_word():
-    assert Positions(make("longrope, read again")).restart == SWITCH
+    assert Positions(make(READ_AGAIN)).restart == SWITCH
     for name in ("longrope", "dynamic", "default"):
         assert Positions(make(name)).restart is None
     assert Positions(make_target("phi3")).restart is None  # it has no long factors
@@ -137,7 +143,7 @@ def test_the_doorway_goes_on_as_transformers_does(own_cache):
     """Beyond what the model was made for, and with a table of positions to its end."""
     ids = torch.tensor([prompt(20)])
     settings = {"max_new_tokens": LENGTH, "do_sample": False, "eos_token_id": None}
-    for name in ("default", "dynamic", "longrope, read again"):
+    for name in ("default", "dynamic", READ_AGAIN):
         plain = make(name).generate(ids, **settings)
         ours = make(name).generate(
             ids, **settings, custom_generate=custom_generate, drafter="lookup"
