@@ -44,6 +44,7 @@ class Loan:
         self.attention, self._replaceable = attention, replaceable
         self._table = RouteTable()
         self._undo: list[Callable[[], Any]] = []
+        self._taken: list[dict[str, Any]] = []  # attributes of layers that have our forward
         self.look_again()
 
     def look_again(self) -> None:
@@ -51,7 +52,7 @@ class Loan:
         self._modules = list(self._model.modules())
         layers = [module for module in self._modules if _is_ordinary(module)]
         pairs = [(layer, router_of(layer)) for layer in layers if self._routed]
-        self._layers = [(layer, router, router.forward) for layer, router in pairs]
+        self._layers = [(vars(layer), router, router.forward) for layer, router in pairs]
         self.use(self._table)
         configs = {id(module.config): module.config for module in self._modules if _has(module)}
         self._configs = list(configs.values())
@@ -85,19 +86,21 @@ class Loan:
                 if used in self._replaceable and used != self.attention:
                     self._later(config, "_attn_implementation", used)
                     config._attn_implementation = self.attention
-        for layer, router, forward in self._layers:
-            own = vars(layer)
+        table, taken = self._table, self._taken
+        for own, router, forward in self._layers:
             if _FORWARD in own:
                 continue  # another forward has it at this moment, or somebody's wrapper
-            if router.table is not self._table:
-                router.use(self._table)  # another target of the model has routes of its own
+            if router.table is not table:
+                router.use(table)  # another target of the model has routes of its own
             router.follow()
             own[_FORWARD] = forward
-            self._undo.append(lambda own=own: own.pop(_FORWARD, None))
+            taken.append(own)
         self._tap.__enter__()
 
     def __exit__(self, *exception) -> None:
         self._tap.__exit__(*exception)
+        while self._taken:
+            self._taken.pop().pop(_FORWARD, None)
         while self._undo:
             self._undo.pop()()
 
