@@ -1,5 +1,6 @@
 # make demo   decode a few prompts plainly and with SpecBlock, side by side
 # make test   run the tests
+# make test-portable  the core tests as a processor without optional kernels runs them
 # make lint   check style
 # make clean  remove the virtual environment and everything built
 #
@@ -14,7 +15,7 @@ PIP_FLAGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: demo test test-fast lint format install clean
+.PHONY: demo test test-portable test-fast lint format install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -24,6 +25,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+test-portable: $(VENV)/.installed
+	$(BIN)/python -m pytest --portable -m "not slow" tests/kernels tests/target tests/drafters tests/engine
 
 test-fast: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow"

@@ -173,7 +173,9 @@ def text(target, prompt, count):
 
 def test_the_compiled_step_decodes_plainly():
     network = make_target("qwen3", max_position_embeddings=2048, num_hidden_layers=1)
-    plain, compiled = Target(network), CompiledTarget(network, backend="eager")
+    routes, plain = RouteTable(), Target(network)
+    plain.use_routes(routes)
+    compiled = CompiledTarget(network, routes=routes, backend="eager")
     assert text(compiled, [4, 9, 11], 30) == text(plain, [4, 9, 11], 30)
     long = [(7 * i) % 97 for i in range(520)]  # another cache, and two chunks of prompt
     assert text(compiled, long, 6) == text(plain, long, 6)

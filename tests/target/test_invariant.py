@@ -4,13 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from specblock.engine.exactness import give_up_unless_exact, repeats_plain, use_tiles
+from specblock.engine.exactness import give_up_unless_exact, repeats_plain, safe_routes
 from specblock.errors import ModelError
 from specblock.kernels.route_plan import choose_routes
 from specblock.kernels.route_table import ROW_BUCKETS
+from specblock.target.attention import grouped_sdpa
+from specblock.target.cache import PathCache
 from specblock.target.invariant import block_length, invariant_attention, keeps_one_order
 from specblock.target.masks import additive, tree_mask, within_window
 from specblock.target.model import Target
+from tests import families
 from tests.tiny import ARCHITECTURES, make_target
 
 
@@ -28,7 +31,7 @@ def exact_target(name: str, dtype: torch.dtype) -> Target:
     if not keeps_one_order(block_length() + 128):
         pytest.skip("this machine's matrix products depend on the number of keys")
     target = Target(make_target(name, max_position_embeddings=1024).to(dtype), exact=True)
-    use_tiles(target)
+    target.use_routes(safe_routes(target))
     return target
 
 
@@ -47,6 +50,42 @@ def test_it_is_attention(context, rows, groups):
     theirs = F.scaled_dot_product_attention(query.double(), *wide, visible, scale=0.3)
     assert weights is None
     torch.testing.assert_close(ours, theirs.transpose(1, 2).float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [5, 9, 12])  # 9 is the keys' width and the ones
+@pytest.mark.parametrize("exact", [True, False])
+def test_values_of_another_width_than_the_keys(width, exact):
+    generator = torch.Generator().manual_seed(width)
+    cache = PathCache(1, 40, exact=exact)
+    key, value = (torch.randn(1, 2, 10, size, generator=generator) for size in (8, width))
+    cache.update(key[:, :, :6], value[:, :, :6], 0)
+    cache.advance(6)
+    kept = cache.update(key[:, :, 6:], value[:, :, 6:], 0)
+    query = torch.randn(1, 4, 4, 8, generator=generator)
+    visible = tree_mask(random_tree(4, 1), 6)
+    mask = additive(visible, torch.float32)[None, None]
+    wide = [x.repeat_interleave(2, 1) for x in (key, value)]
+    expected = F.scaled_dot_product_attention(query, *wide, visible).transpose(1, 2)
+    if exact:
+        ours, _ = invariant_attention(None, query, *kept, mask)
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+        assert kept[1].shape[-1] == width + 1
+    ours, _ = grouped_sdpa(None, query, key, value, mask)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    ours, _ = invariant_attention(None, query, key, value, mask)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+# what they keep is a latent that they expand, or values that they repeat or make a mask of
+@pytest.mark.parametrize("case", ["deepseek_v3", "diffllama", "doge"])
+def test_layers_that_change_what_they_kept_are_not_exact(case):
+    model = families.make(case).to(torch.bfloat16)
+    target = Target(model)
+    target.reset(16)
+    assert not target.exact
+    assert target.prefill(torch.arange(5, 14)).logits.isfinite().all()
+    with pytest.raises(ModelError, match="keep keys and values as it reads them"):
+        Target(model, exact=True)
 
 
 def test_windows_and_the_default_scale():
@@ -116,7 +155,7 @@ def test_half_precision_on_the_cpu_is_exact_unless_told_otherwise():
     target.reset(32)
     target.prefill(torch.arange(5, 14))
     assert target.exact
-    assert {storage.dtype for storage, _ in target.cache._storages.values()} == {torch.float32}
+    assert {layer.keys.dtype for layer in target.cache.layers} == {torch.float32}
     assert not Target(model, exact=False).exact
 
 

@@ -75,6 +75,7 @@ def open_speculator(
         exact=exact,
         calibrate=calibrate,
         budget=budget,
+        govern=threads is None,
         on_step=on_step or say_step,
         **more,
     )

@@ -41,6 +41,9 @@ class Budget(Protocol):
     def drawn(self, tokens: list[int]) -> None:
         """After any round: what the target drew."""
 
+    def clocked(self, seconds: float) -> None:
+        """After any round: what it took by the clock."""
+
     def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
         """How many of the leaves start a block; float [n], P(the walk ends there), falling."""
 
@@ -81,6 +84,9 @@ class FixedBudget:
         """A fixed budget learns nothing."""
 
     def drawn(self, tokens: list[int]) -> None:
+        """A fixed budget learns nothing."""
+
+    def clocked(self, seconds: float) -> None:
         """A fixed budget learns nothing."""
 
 

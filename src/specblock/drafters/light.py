@@ -20,6 +20,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from specblock.kernels.deadline import Deadline
 from specblock.kernels.linear import RoutedLinear, route_linears, run_through
 from specblock.kernels.route_table import LIGHT, ROW_BUCKETS
 
@@ -37,16 +38,23 @@ def route_drafter(network: nn.Module) -> list[RoutedLinear]:
 
 
 @torch.inference_mode()
-def light_rows(linears: Iterable[RoutedLinear], others: Iterable[RoutedLinear]) -> int:
+def light_rows(
+    linears: Iterable[RoutedLinear],
+    others: Iterable[RoutedLinear],
+    deadline: Deadline | None = None,
+) -> int:
     """Up to how many rows 8-bit weights are quicker, by the clock: 0 or a row bucket.
 
     Args:
         linears: of drafters, with the routes they take otherwise; those that cannot are skipped.
         others: run between two measurements, for the weights to come from memory as in decoding.
+        deadline: more rows than it allows are not tried.
     """
     linears, others = [linear for linear in linears if linear.light], list(others)
-    best = 0
+    best, deadline = 0, deadline or Deadline()
     for rows in ROW_BUCKETS if linears else ():
+        if not deadline.left:
+            break
         inputs = {
             (linear.in_features, linear.weight.dtype): torch.ones(
                 rows, linear.in_features, dtype=linear.weight.dtype

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from specblock.kernels.deadline import Deadline
 from specblock.kernels.linear import RoutedLinear, has_int8, run_through
 from specblock.kernels.route_table import Shape
 
@@ -57,16 +58,20 @@ def _screened(head: RoutedLinear, normed: Tensor, wanted: int) -> tuple[Tensor, 
 
 @torch.inference_mode()
 def screening_pays(
-    heads: Iterable[RoutedLinear], others: Iterable[RoutedLinear]
+    heads: Iterable[RoutedLinear],
+    others: Iterable[RoutedLinear],
+    deadline: Deadline | None = None,
 ) -> frozenset[Shape]:
     """The shapes of ``heads`` whose best tokens come quicker screened, by the clock.
 
     Between two measurements the layers ``others`` run, for the head to come from memory as
-    it does in decoding. Heads on another device than the CPU, and those with a bias, are left out.
+    it does in decoding. Heads on another device than the CPU, those with a bias, and those that
+    ``deadline`` leaves no time for are left out.
     """
-    others, found = list(others), set()
+    others, found, deadline = list(others), set(), deadline or Deadline()
     for head in {head.shape: head for head in heads}.values():
-        if head.weight.device.type != "cpu" or head.bias is not None or not has_int8():
+        able = head.weight.device.type == "cpu" and head.bias is None and has_int8()
+        if not able or not deadline.left:
             continue
         normed = torch.randn(_ROWS, head.in_features, generator=torch.Generator().manual_seed(0))
         normed = normed.to(head.weight.dtype)

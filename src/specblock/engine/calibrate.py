@@ -21,9 +21,9 @@ from torch import nn
 from specblock.drafters.base import Drafter
 from specblock.drafters.light import light_rows
 from specblock.drafters.shortlist import screening_pays
-from specblock.engine.exactness import give_up, give_up_unless_exact
+from specblock.engine.exactness import give_up, give_up_unless_exact, safe_routes
 from specblock.engine.measure import measure_believably
-from specblock.kernels.deadline import Deadline
+from specblock.kernels.deadline import Deadline, OutOfTimeError
 from specblock.kernels.linear import RoutedLinear, routed
 from specblock.kernels.route_table import RouteTable
 from specblock.kernels.routes import measure_routes, sample
@@ -32,7 +32,7 @@ from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 
 FIRST_SECONDS = 12.0  # of a calibration that somebody waits for
-_ROUTES_SHARE = 0.35  # of the time there is
+_ROUTES_SHARE = 0.4  # of the time there is
 _BELIEVED = 1.5  # times the least: a median call beyond that was measured on a busy machine
 _log = logging.getLogger("specblock")
 
@@ -137,7 +137,10 @@ def calibrate(
         on_step("matrix products")
         networks = [drafter.model] if hasattr(drafter, "model") else []
         share = None if deadline is None else deadline.part(_ROUTES_SHARE)
-        routes = measured_routes(target.linears, networks, target.exact_linears, share)
+        try:
+            routes = measured_routes(target.linears, networks, target.exact_linears, share)
+        except OutOfTimeError:
+            routes = safe_routes(target)
     use_routes(target, drafter, routes)
     give_up_unless_exact([target])
     costs, scatter = measure_believably(target, drafter, on_step, seed, deadline)
@@ -173,8 +176,8 @@ def measured_routes(
         linear.use(table)
     heads = [network.lm_head for network in networks]
     others = [linear for linear in linears if linear not in heads]
-    rows = light_rows(others, sample(linear for linear in linears if not linear.light))
-    return RouteTable(table.routes, screening_pays(heads, sample(others)), rows)
+    rows = light_rows(others, sample(x for x in linears if not x.light), deadline)
+    return RouteTable(table.routes, screening_pays(heads, sample(others), deadline), rows)
 
 
 def use(calibration: Calibration, target: Target, drafter: Drafter | None) -> None:

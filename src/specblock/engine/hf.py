@@ -135,6 +135,7 @@ def _speculator_for(model, drafter: str | Path | None) -> Speculator:
     if name not in kept:
         folder = find_drafter(getattr(model, "name_or_path", ""), drafter)
         kept[name] = assemble(model, None, folder)
+        kept[name].target.positions.allow_any_length()  # as generate does
     return kept[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +21,15 @@ from specblock.drafters.registry import load_model as load_network
 from specblock.engine.calibrate import FIRST_SECONDS, load_calibration
 from specblock.engine.calibrate import calibrate as measure
 from specblock.engine.calibrate import use as use_calibration
-from specblock.engine.exactness import give_up_unless_exact, use_tiles
+from specblock.engine.exactness import give_up_unless_exact, safe_routes
+from specblock.engine.governor import ThreadGovernor
 from specblock.engine.slow_dtype import warn_of_slow_dtype
 from specblock.engine.speculator import Speculator
 from specblock.engine.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.kernels.deadline import OutOfTimeError
-from specblock.target.model import Target, text_config
+from specblock.target.model import Target
+from specblock.target.structure import text_config
 from specblock.target.zoo import load_model
 from specblock.tree.cost import CostTable
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 LOOKUP = "lookup"
+# Where even measuring is too slow, no draft is known to pay: every row is taken to cost a step.
+UNMEASURED = CostTable({1: 1.0, 2: 2.0}, {1: 1.0}, {1: 1.0})
 _log = logging.getLogger("specblock")
 
 
@@ -57,40 +62,51 @@ def load(
     cache_dir: str | Path | None = None,
     adapt: AdaptationConfig | None = None,
     on_step: Callable[[str], None] = log_step,
+    govern: bool = False,
 ) -> Speculator:
     """A model that generates faster with the same output.
 
     Args:
-        model: name of the embedded model, a Hugging Face id, or a folder.
-        drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
-            decodes plainly for others; ``"lookup"`` drafts from the text so far alone, for any
-            model; None decodes plainly.
-        dtype: float32, bfloat16, float16 or auto. device: cpu, cuda, cuda:1, ...
-        threads: CPU threads; None leaves PyTorch's setting.
+        model: name of the embedded model, a hub id, or a folder. drafter: see :func:`find_drafter`.
+        dtype: float32, bfloat16, float16 or auto.
+        device: cpu, cuda, cuda:1, ... threads: CPU threads; None leaves PyTorch's setting.
         exact: make logits plain decoding's to the bit, and so the output (CPU alone; somewhat
             slower; ``docs/exactness.md``). None does so in half precision on the CPU.
-        budget: ``"measured"`` chooses leaves and nodes from this machine's measured costs, among
-            them copies of what followed the same words earlier in the text;
-            ``"fixed"`` is the paper's rule, 60 nodes of the network every round.
+        budget: ``"measured"`` chooses what to draft and verify from this machine's costs;
+            ``"fixed"`` is the paper's rule, 60 nodes every round.
         blocks: generations of blocks a round (2 in the paper).
-        calibrate: ``"missing"`` measures costs at the first load on a machine (some 12 s) and
-            remembers them; ``"force"`` measures anew, longer; ``"never"`` does without, and then
-            with the fixed budget.
+        calibrate: ``"missing"`` measures costs once on a machine (some 12 s), ``"force"`` anew and
+            longer, ``"never"`` does without, and then with the fixed budget.
         adapt: let the drafter learn and remember while it serves; see ``docs/adaptation.md``.
         on_step: is told what a long step is doing; left out, the log is.
+        govern: let :mod:`specblock.engine.governor` set PyTorch's threads, the whole program's.
 
-    Raises :class:`specblock.errors.SpecBlockError` with one sentence if anything does not fit.
+    Raises :class:`specblock.errors.SpecBlockError` if anything does not fit.
     """
     _check_choices(budget, blocks, calibrate)
     if threads is not None:
         torch.set_num_threads(threads)
+    governor = ThreadGovernor(torch.get_num_threads() if govern and device == "cpu" else 1)
+    governor.look()
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
-    folder = find_drafter(model, drafter)
-    return assemble(
-        network, tokenizer, folder, exact=exact, budget=budget, blocks=blocks, calibrate=calibrate,
-        cache_dir=cache_dir, adapt=adapt, on_step=on_step, owned=True,
+    speculator = assemble(
+        network, tokenizer, find_drafter(model, drafter), exact=exact, budget=budget,
+        blocks=blocks, calibrate=calibrate, cache_dir=cache_dir, adapt=adapt, on_step=on_step,
+        owned=True,
     )  # fmt: skip
+    if govern:
+        speculator.target.watch = governor.ran
+        governor.tell = partial(_costs_follow, speculator, cache_dir)
+    return speculator
+
+
+def _costs_follow(speculator: Speculator, cache_dir: str | Path | None) -> None:
+    """Another number of threads: its costs, where they were measured once."""
+    known = load_calibration(speculator.target, speculator.drafter, cache_dir)
+    for budget in (speculator.budget, speculator.sampling_budget):
+        if known is not None and isinstance(budget, BudgetController):
+            budget.costs = known.costs
 
 
 def _check_choices(budget: str, blocks: int, calibrate: str) -> None:
@@ -160,8 +176,8 @@ def _costs(
         use_calibration(known, target, drafter)
         return known.costs
     if calibrate == "never" or (drafter is None and calibrate != "force"):
-        if target.by_name:
-            use_tiles(target)
+        if target.exact:
+            target.use_routes(safe_routes(target))
             give_up_unless_exact([target])
         return None
     warn_of_slow_dtype(target)
@@ -170,11 +186,11 @@ def _costs(
         measured = measure(target, drafter, cache_dir=cache_dir, on_step=on_step, seconds=seconds)
     except OutOfTimeError:
         _log.warning(
-            "Measuring this machine takes more than %.0f seconds: every round verifies the paper's "
-            "60 nodes meanwhile; 'specblock calibrate' measures without a limit.",
+            "Measuring this machine takes more than %.0f seconds: tokens come one by one until "
+            "'specblock calibrate' has measured without a limit.",
             seconds,
         )
-        return None
+        return UNMEASURED
     return measured.costs
 
 
@@ -184,7 +200,13 @@ def _state_layer(network) -> tuple[int, ...]:
 
 
 def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
-    """The folder of the drafter asked for, or ``LOOKUP``; None for plain decoding."""
+    """The folder of the drafter asked for, or ``LOOKUP``; None for plain decoding.
+
+    Args:
+        drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
+            decodes plainly for others; ``"lookup"`` drafts from the text so far alone, for any
+            model; None decodes plainly.
+    """
     if drafter is None or drafter == "none":
         return None
     if drafter == LOOKUP:

@@ -11,7 +11,7 @@ import torch
 
 from specblock.drafters.base import Drafter
 from specblock.engine.round_costs import fitted_to_rounds, typical
-from specblock.kernels.deadline import Deadline
+from specblock.kernels.deadline import Deadline, OutOfTimeError
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
@@ -22,6 +22,7 @@ DRAFT_PAIRS = (1, 2, 4, 8)
 DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
 _CONTEXT = 256  # positions in the caches while measuring
 _TURNS = 12
+_LEAST_SIZES = 3  # from which a table can be continued
 _CHANGES = 0.5  # of the trees follow a plain step, the others a tree
 _TARGET_SHARE, _BLOCKS_SHARE = 0.55, 0.3  # of the time that is left
 
@@ -29,7 +30,8 @@ _TARGET_SHARE, _BLOCKS_SHARE = 0.55, 0.3  # of the time that is left
 @dataclass(frozen=True)
 class Timing:
     """Typical seconds by size: of a call that follows another size (``changed``), and of one that
-    follows its like (``settled``). ``scatter``: how many times the least a median call takes."""
+    follows its like (``settled``). ``scatter``: how many times the least the median takes of the
+    call that comes before each."""
 
     changed: dict[int, float]
     settled: dict[int, float]
@@ -68,7 +70,7 @@ def measure_believably(
     target.reset(length + TARGET_ROWS[-1])
     features = target.prefill(prompt).features
     on_step("the target over 1 to 96 nodes")
-    trees = {rows: chain(rows, target) for rows in (FEW_ROWS if limited else TARGET_ROWS)}
+    trees = {rows: star(rows, target) for rows in (FEW_ROWS if limited else TARGET_ROWS)}
     calls = {rows: _call(target.verify, tree) for rows, tree in trees.items()}
     share = 1.0 if drafter is None else _TARGET_SHARE
     timing = time_in_turns(calls, target, calls[1], deadline.part(share))
@@ -96,12 +98,13 @@ def _call(function: Callable, *arguments) -> Callable[[], None]:
     return lambda: function(*arguments)
 
 
-def chain(rows: int, target: Target) -> DraftTree:
-    """A chain of ``rows`` nodes: verification costs the same for every shape of tree."""
+def star(rows: int, target: Target) -> DraftTree:
+    """A tree of ``rows`` nodes under one root: verification costs the same for every shape, and
+    this one needs but one position more than a plain step."""
     index = torch.arange(rows, device=target.device)
-    zero = torch.zeros(rows, device=target.device)
+    zero, deeper = torch.zeros(rows, device=target.device), (index > 0).long()
     tokens = index % target.vocab_size
-    return DraftTree(tokens, index - 1, index, zero, zero, torch.zeros_like(index))
+    return DraftTree(tokens, deeper - 1, deeper, zero, zero, torch.zeros_like(index))
 
 
 def time_in_turns(
@@ -116,29 +119,40 @@ def time_in_turns(
     matter. Sizes may take different copies of the weights, and the copy in use stays in the
     processor's cache as far as there is room: the first call of a turn pays for the change.
 
-    Raises :class:`specblock.kernels.deadline.OutOfTimeError` where not every size had a turn.
+    Sizes that the time is too short for are left out, the last ones first. Raises
+    :class:`specblock.kernels.deadline.OutOfTimeError` where hardly any had a turn.
     """
-    deadline = deadline or Deadline()
+    deadline, first = deadline or Deadline(), next(iter(calls), None)
     seconds: list[dict[int, list[float]]] = [{size: [] for size in calls} for _ in range(2)]
-    turn = 0.0
+    turn, reference, last = 0.0, [], None
     for number in range(_TURNS):
         if number and deadline.left < turn:
             break
         began = time.perf_counter()
         for size, call in calls.items():
-            if not number:
-                deadline.check()
-            before()
+            if not number and not deadline.left:
+                break
+            taken = _timed(before, target)
+            if last not in (None, first):  # they all follow another size
+                reference.append(taken)
+            last = size
             for times in seconds:
-                _synchronise(target)
-                started = time.perf_counter()
-                call()
-                _synchronise(target)
-                times[size].append(time.perf_counter() - started)
+                times[size].append(_timed(call, target))
         turn = time.perf_counter() - began
-    changed, settled = ({size: typical(t) for size, t in times.items()} for times in seconds)
-    spread = [statistics.median(t) / min(t) for t in seconds[1].values() if min(t) > 0]
-    return Timing(changed, settled, statistics.median(spread) if spread else 1.0)
+        calls = {size: call for size, call in calls.items() if seconds[1][size]}
+        if len(calls) < min(_LEAST_SIZES, len(seconds[1])):
+            raise OutOfTimeError
+    changed, settled = ({size: typical(times[size]) for size in calls} for times in seconds)
+    least = min(reference, default=0.0)
+    return Timing(changed, settled, statistics.median(reference) / least if least else 1.0)
+
+
+def _timed(call: Callable[[], object], target: Target) -> float:
+    _synchronise(target)
+    started = time.perf_counter()
+    call()
+    _synchronise(target)
+    return time.perf_counter() - started
 
 
 def _synchronise(target: Target) -> None:

@@ -59,9 +59,8 @@ def decode(
     """
     _check(prompt, target)
     clock = time.perf_counter
-    started = clock()
-    context, room = list(prompt), min(max_new_tokens, target.context_length - len(prompt))
-    stats.prompt_tokens = len(prompt)
+    stats.prompt_tokens, started = len(prompt), clock()
+    context, room = list(prompt), target.positions.room_after(len(prompt), max_new_tokens)
     root, features = _prefill(target, drafter, context, params, room, observer)
     if drafter is not None:
         start(drafter, budget, copies, context, room, features)
@@ -72,6 +71,7 @@ def decode(
         begun = clock()
         with record_function(PARTS[0]):
             tree, asked = draft(drafter, budget, copies, context[-1], target.device)
+            tree = tree.up_to(min(target.depth_left, room - stats.new_tokens - 1))
         drafted = clock()
         with record_function(PARTS[1]):
             output = target.verify(tree)

@@ -62,7 +62,7 @@ class RoutedLinear(nn.Module):
         self.table = RouteTable()
         self._packs: dict[str, Tensor] = {}
         self._products: dict[int, Product] = {}  # by rows
-        self._seen: tuple | None = None  # the weight that these were made from
+        self._made_of: tuple = (None, None, None)  # weight, bias, and what tells its changes
         self._mark: Tensor | None = None
 
     @property
@@ -113,6 +113,7 @@ class RoutedLinear(nn.Module):
         if name not in self._packs:
             self._packs[name] = KERNELS[name].pack(self.weight.detach())
             self._mark = _mark(self.weight)
+            self._made_of = self.weight, self.bias, _seen(self.weight)
         return self._packs[name]
 
     def _from_light(self, x: Tensor) -> Tensor:
@@ -154,10 +155,12 @@ class RoutedLinear(nn.Module):
 
         Cheap: it looks at where the weight lies and at PyTorch's count of changes.
         """
-        seen = _seen(self._parameters)
-        if seen != self._seen:
-            self.refresh()
-            self._seen = seen
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        own = self._made_of
+        if weight is own[0] and bias is own[1] and (not self._packs or _seen(weight) == own[2]):
+            return  # a product without a copy reads the weight itself
+        self.refresh()
+        self._made_of = weight, bias, _seen(weight)
 
     def confirm(self) -> None:
         """Forget the copies of a weight whose content has changed, by whatever way.
@@ -170,18 +173,22 @@ class RoutedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what a copy must make of its own weight."""
-        return {**self.__dict__, "_packs": {}, "_products": {}, "_mark": None, "_seen": None}
+        return {
+            **self.__dict__,
+            "_packs": {},
+            "_products": {},
+            "_mark": None,
+            "_made_of": (None,) * 3,
+        }
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def _seen(parameters: dict[str, Tensor | None]) -> tuple:
-    """What tells a layer's weight and bias from others: where they lie, how often they changed."""
-    weight, bias = parameters["weight"], parameters["bias"]
+def _seen(weight: Tensor) -> tuple:
+    """Where a weight lies, and how often it has changed."""
     # tensors made in inference mode have no count of changes
-    changes = None if weight.is_inference() else weight._version
-    return weight.data_ptr(), weight.dtype, changes, None if bias is None else bias.data_ptr()
+    return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
 def _mark(weight: Tensor) -> Tensor:

@@ -32,10 +32,11 @@ def grouped_sdpa(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Attention of ``query [b, heads, n, d]`` over ``key/value [b, kv_heads, t, d]``.
+    """Attention of ``query [b, heads, n, d]`` over ``key [b, kv_heads, t, d]`` and ``value
+    [b, kv_heads, t, e]``.
 
     Falls back to transformers' own ``sdpa`` wherever the grouping does not apply.
-    Returns ``[b, n, heads, d]`` and no weights.
+    Returns ``[b, n, heads, e]`` and no weights.
     """
     groups = query.shape[1] // key.shape[1]
     plain = attention_mask is None or groups == 1 or attention_mask.shape[1] != 1
@@ -54,7 +55,7 @@ def grouped_sdpa(
         folded = query.reshape(batch, key.shape[1], groups * rows, dim)
         mask = mask.expand(batch, 1, rows, -1).repeat(1, 1, groups, 1)
         output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
-        output = output.view(batch, heads, rows, dim)
+        output = output.view(batch, heads, rows, value.shape[-1])
     return output.transpose(1, 2).contiguous(), None
 
 

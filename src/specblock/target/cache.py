@@ -2,10 +2,13 @@
 
 All layers live in one storage tensor ``[layers, 2, batch, heads, capacity, head_dim]``, so keeping
 an accepted path is one gather over all layers instead of two per layer, and a forward never
-concatenates. Models whose layers differ in head shape get one storage per shape.
+concatenates. Models whose layers differ in head shape get one storage per shape, and those whose
+keys are shaped otherwise than their values one for each of the two.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,7 +41,10 @@ class PreallocatedLayer(CacheLayerMixin):
         stop = start + key_states.shape[-2]
         self.keys[:, :, start:stop] = key_states
         self.values[:, :, start:stop, : value_states.shape[-1]] = value_states
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        keys, values = self.keys[:, :, :stop], self.values[:, :, :stop]
+        # what an attention cannot tell from a shape, and finds nowhere if a layer changed them
+        keys.kept_exact = values.kept_exact = self.owner.exact
+        return keys, values
 
     def get_seq_length(self) -> int:
         return self.owner.length
@@ -51,6 +57,19 @@ class PreallocatedLayer(CacheLayerMixin):
 
     def get_max_cache_shape(self) -> int:  # the older name of get_max_length
         return self.owner.capacity
+
+
+@dataclass
+class Storage:
+    """``tensor [layers, parts, batch, heads, capacity, width]``, of which ``used`` layers are."""
+
+    tensor: Tensor
+    used: int = 0
+
+    def take(self) -> Tensor:
+        """The next layer's ``[parts, batch, heads, capacity, width]``."""
+        self.used += 1
+        return self.tensor[self.used - 1]
 
 
 class PathCache(Cache):
@@ -66,30 +85,33 @@ class PathCache(Cache):
     def __init__(self, layers: int, capacity: int, exact: bool = False):
         self.length = 0
         self.capacity, self.exact = capacity, exact
-        self._storages: dict[tuple, tuple[Tensor, int]] = {}
+        self._storages: dict[tuple, Storage] = {}
         self._layer_count = layers
         super().__init__(layers=[PreallocatedLayer(self) for _ in range(layers)])
 
     def allocate(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Hand one layer its views of keys ``[batch, heads, capacity, head_dim]`` and values, which
         are one longer in an exact cache."""
-        if key_states.shape != value_states.shape:
-            raise ValueError(
-                "keys and values of different shapes are not supported: "
-                f"{tuple(key_states.shape)} and {tuple(value_states.shape)}"
-            )
-        batch, heads, _, dim = key_states.shape
-        dtype = torch.float32 if self.exact else key_states.dtype
-        signature = (batch, heads, dim, dtype, key_states.device)
+        together = key_states.shape == value_states.shape and key_states.dtype == value_states.dtype
+        if together:
+            keys, values = self._place("both", key_states, 2)
+        else:
+            keys = self._place("keys", key_states, 1)[0]
+            values = self._place("values", value_states, 1)[0]
+        return keys[..., : key_states.shape[-1]], values
+
+    def _place(self, role: str, states: Tensor, parts: int) -> Tensor:
+        """The next free place ``[parts, batch, heads, capacity, width]`` for states of a shape."""
+        batch, heads, _, dim = states.shape
+        dtype = torch.float32 if self.exact else states.dtype
+        signature = (role, batch, heads, dim, dtype, states.device)
         if signature not in self._storages:
-            shape = (self._layer_count, 2, batch, heads, self.capacity, dim + self.exact)
+            shape = (self._layer_count, parts, batch, heads, self.capacity, dim + self.exact)
             # zeros, not empty: masked positions are still multiplied, and 0 * NaN is NaN
-            storage = torch.zeros(shape, dtype=dtype, device=key_states.device)
-            storage[..., dim:] = 1.0
-            self._storages[signature] = (storage, 0)
-        storage, used = self._storages[signature]
-        self._storages[signature] = (storage, used + 1)
-        return storage[used, 0, ..., :dim], storage[used, 1]
+            tensor = torch.zeros(shape, dtype=dtype, device=states.device)
+            tensor[..., dim:] = 1.0
+            self._storages[signature] = Storage(tensor)
+        return self._storages[signature].take()
 
     def advance(self, count: int) -> None:
         """Commit the first ``count`` positions of the last forward (a chain, or a prompt)."""
@@ -99,9 +121,9 @@ class PathCache(Cache):
         """Commit ``rows`` (int64 [m], ascending) of the last forward, moved to the front."""
         count = rows.numel()
         source = rows + self.length
-        for storage, used in self._storages.values():
-            kept = storage[:used].index_select(4, source)
-            storage[:used, :, :, :, self.length : self.length + count] = kept
+        for storage in self._storages.values():
+            kept = storage.tensor[: storage.used].index_select(4, source)
+            storage.tensor[: storage.used, :, :, :, self.length : self.length + count] = kept
         self.length += count
 
     def crop_to(self, length: int) -> None:
@@ -110,17 +132,11 @@ class PathCache(Cache):
 
     def select_batch(self, rows: Tensor) -> None:
         """Keep only the sequences ``rows`` (int64 [b]) of the batch."""
-        storages = {}
-        index = 0
-        for storage, used in self._storages.values():
-            chosen = storage.index_select(2, rows)
-            signature = (rows.numel(), *chosen.shape[3:4], chosen.shape[-1])
-            storages[(*signature, chosen.dtype, chosen.device)] = (chosen, used)
-        remaining = dict.fromkeys(storages, 0)
-        for layer in self.layers:
-            heads, dim = layer.keys.shape[1], layer.keys.shape[-1]
-            key = (rows.numel(), heads, dim, layer.keys.dtype, layer.keys.device)
-            index = remaining[key]
-            layer.keys, layer.values = storages[key][0][index, 0], storages[key][0][index, 1]
-            remaining[key] = index + 1
-        self._storages = storages
+        layers = [layer for layer in self.layers if layer.is_initialized]
+        states = [(layer.keys[rows, :, :1], layer.values[rows, :, :1]) for layer in layers]
+        before, self._storages = self._storages, {}
+        for layer, (keys, values) in zip(layers, states, strict=True):
+            values = values[..., : values.shape[-1] - self.exact]
+            layer.keys, layer.values = self.allocate(keys, values)
+        for old, new in zip(before.values(), self._storages.values(), strict=True):
+            torch.index_select(old.tensor, 2, rows, out=new.tensor)

@@ -34,7 +34,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from specblock.target.attention import grouped_sdpa, is_special
 
-NAME = "specblock_invariant"
+NAME, _TRIAL = "specblock_invariant", "specblock_trial"
 _BLOCKS = (256, 64)  # positions; the longest that the processor allows
 _MAX_ROWS = 128  # more rows are a prompt's, which no two ways of decoding read differently
 _MIN_ROWS, _MIN_KEYS, _MIN_WIDTH = 16, 32, 32
@@ -52,20 +52,21 @@ def invariant_attention(
 ) -> tuple[Tensor, None]:
     """Attention of ``query [1, heads, n, d]`` over ``key [1, kv_heads, t, d]``.
 
-    The last n keys are the rows' own. ``value [1, kv_heads, t, d + 1]`` ends in ones; without them
-    they are added. ``attention_mask`` is additive ``[1, 1, n, t]``, or None for one row that sees
-    all. Prompts, batches and other masks go to :func:`grouped_sdpa`.
-    Returns ``[1, n, heads, d]`` and no weights.
+    The last n keys are the rows' own. ``value [1, kv_heads, t, e]`` of an exact cache ends in ones,
+    and says so; to others they are added. ``attention_mask`` is additive ``[1, 1, n, t]``, or None
+    for one row that sees all. Prompts, batches and other masks go to :func:`grouped_sdpa`.
+    Returns ``[1, n, heads, e]``, the ones not counted, and no weights.
     """
     batch, heads, rows, dim = query.shape
+    ones = getattr(value, "kept_exact", False)
     few = batch == 1 and rows <= _MAX_ROWS
     if not few or not _adds(attention_mask, rows) or is_special(dropout, kwargs):
-        key, value = key.to(query.dtype), value[..., :dim].to(query.dtype)
+        key, value = key.to(query.dtype), (value[..., :-1] if ones else value).to(query.dtype)
         return grouped_sdpa(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     keys, values = key[0].float(), value[0].float()
-    if values.shape[-1] == dim:
+    if not ones:
         values = F.pad(values, (0, 1), value=1.0)
     mask = None if attention_mask is None else attention_mask[0, 0, :, : keys.shape[1]]
     scale = dim**-0.5 if scaling is None else scaling
@@ -165,6 +166,23 @@ def _behind(limit: int, context: int, mask: Tensor | None) -> Tensor | None:
         return None
     depths = (mask[:, context:] == 0).sum(-1) - 1
     return context + depths >= limit
+
+
+def register_trial(seen: list[bool]) -> str:
+    """Make an attention known that notes whether it could be the exact one.
+
+    Layers that expand or repeat what the cache returns cannot run with an exact cache, and those
+    that mask their heads one by one not with exact attention. Returns the name.
+    """
+
+    def watch(module, query, key, value, attention_mask, **kwargs):
+        cached = hasattr(key, "kept_exact") and hasattr(value, "kept_exact")
+        seen.append(cached and (attention_mask is None or attention_mask.shape[1] == 1))
+        return grouped_sdpa(module, query, key, value, attention_mask, **kwargs)
+
+    AttentionInterface.register(_TRIAL, watch)
+    AttentionMaskInterface.register(_TRIAL, sdpa_mask)
+    return _TRIAL
 
 
 def register() -> str:

@@ -9,6 +9,7 @@ a forward and taken off right after it; what is left of us in the model meanwhil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -24,7 +25,8 @@ class Loan:
 
     Args:
         model: the model, any ``PreTrainedModel``.
-        hooks: (layer, forward hook) pairs.
+        tap: what collects the outputs of layers, see
+            :class:`specblock.target.tap.FeatureTap`.
         attention: name of a registered attention, which takes the place of those in
             ``replaceable``; None leaves the model its own.
         routed: whether linear layers take routes.
@@ -33,15 +35,16 @@ class Loan:
     def __init__(
         self,
         model: nn.Module,
-        hooks: Sequence[tuple[nn.Module, Callable]],
+        tap: AbstractContextManager,
         attention: str | None,
         replaceable: Sequence[str],
         routed: bool,
     ):
-        self._model, self._hooks, self._routed = model, hooks, routed
+        self._model, self._tap, self._routed = model, tap, routed
         self.attention, self._replaceable = attention, replaceable
         self._table = RouteTable()
         self._undo: list[Callable[[], Any]] = []
+        self._taken: list[dict[str, Any]] = []  # attributes of layers that have our forward
         self.look_again()
 
     def look_again(self) -> None:
@@ -49,9 +52,8 @@ class Loan:
         self._modules = list(self._model.modules())
         layers = [module for module in self._modules if _is_ordinary(module)]
         pairs = [(layer, router_of(layer)) for layer in layers if self._routed]
-        self._layers = [(layer, router, router.forward) for layer, router in pairs]
-        for _, router in pairs:
-            router.use(self._table)
+        self._layers = [(vars(layer), router, router.forward) for layer, router in pairs]
+        self.use(self._table)
         configs = {id(module.config): module.config for module in self._modules if _has(module)}
         self._configs = list(configs.values())
 
@@ -64,7 +66,8 @@ class Loan:
         """Let the linear layers take the routes of ``table``."""
         self._table = table
         for linear in self.linears:
-            linear.use(table)
+            if linear.table is not table:
+                linear.use(table)
 
     def confirm(self) -> None:
         """No copy of a weight is older than the weight, however it was changed."""
@@ -83,19 +86,21 @@ class Loan:
                 if used in self._replaceable and used != self.attention:
                     self._later(config, "_attn_implementation", used)
                     config._attn_implementation = self.attention
-        for layer, router, forward in self._layers:
-            own = vars(layer)
+        table, taken = self._table, self._taken
+        for own, router, forward in self._layers:
             if _FORWARD in own:
                 continue  # another forward has it at this moment, or somebody's wrapper
-            if router.table is not self._table:
-                router.use(self._table)  # another target of the model has routes of its own
+            if router.table is not table:
+                router.use(table)  # another target of the model has routes of its own
             router.follow()
             own[_FORWARD] = forward
-            self._undo.append(lambda own=own: own.pop(_FORWARD, None))
-        for layer, hook in self._hooks:
-            self._undo.append(layer.register_forward_hook(hook).remove)
+            taken.append(own)
+        self._tap.__enter__()
 
-    def __exit__(self, *_exception) -> None:
+    def __exit__(self, *exception) -> None:
+        self._tap.__exit__(*exception)
+        while self._taken:
+            self._taken.pop().pop(_FORWARD, None)
         while self._undo:
             self._undo.pop()()
 

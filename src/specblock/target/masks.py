@@ -10,25 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specblock.errors import ModelError
-
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def attention_kinds(config) -> tuple[str, ...]:
-    """The kinds of attention among the layers, e.g. ``("full_attention",)``.
-
-    Raises :class:`ModelError` for kinds without a key/value cache per position (linear, chunked).
-    """
+    """The kinds of attention among the layers, e.g. ``("full_attention",)``."""
     kinds = getattr(config, "layer_types", None)
     if not kinds:
         return (SLIDING,) if getattr(config, "sliding_window", None) else (FULL,)
-    unknown = sorted(set(kinds) - {FULL, SLIDING})
-    if unknown:
-        raise ModelError(
-            f"This model has layers of kind {', '.join(unknown)}, for which a draft tree cannot be "
-            "verified; use a model with full or sliding-window attention."
-        )
     return tuple(sorted(set(kinds)))
 
 

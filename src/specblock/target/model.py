@@ -6,6 +6,9 @@ Everything enters through public interfaces: a 4-D attention mask, explicit posi
 
 from __future__ import annotations
 
+import inspect
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,10 @@ from specblock.kernels.route_table import RouteTable
 from specblock.target import attention, invariant, masks
 from specblock.target.cache import PathCache
 from specblock.target.loan import Loan
+from specblock.target.positions import Positions
+from specblock.target.structure import cache_argument, text_config
+from specblock.target.tap import FeatureTap
+from specblock.target.verifiable import check_untested, check_verifiable
 
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
@@ -31,59 +38,6 @@ class TargetOutput:
 
     logits: Tensor
     features: Tensor
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a causal LM, outermost first."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    layers = getattr(decoder, "layers", None)
-    count = text_config(model).num_hidden_layers
-    if not isinstance(layers, nn.ModuleList) or len(layers) != count:
-        raise ModelError(
-            f"{type(model).__name__} does not expose its {count} decoder layers as `.layers`; "
-            "use a decoder-only causal language model."
-        )
-    return layers
-
-
-def text_config(model: nn.Module):
-    """The configuration of the text decoder (multimodal models nest it)."""
-    config = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-class FeatureTap:
-    """Collects the outputs of named decoder layers during one forward.
-
-    ``layers`` are 0-based indices i with the convention *output of decoder layer i*, which is
-    ``hidden_states[i + 1]`` in transformers' numbering. ``hooks`` are (layer, forward hook) pairs.
-    """
-
-    def __init__(self, model: nn.Module, layers: tuple[int, ...]):
-        modules = decoder_layers(model)
-        wrong = [i for i in layers if not 0 <= i < len(modules)]
-        if wrong:
-            raise ModelError(
-                f"Feature layers {wrong} do not exist: the target has layers 0 to "
-                f"{len(modules) - 1}. Use a drafter trained for this target."
-            )
-        self.layers = layers
-        self._outputs: dict[int, Tensor] = {}
-        self.hooks = [(modules[i], self._hook(i)) for i in sorted(set(layers))]
-
-    def _hook(self, index: int):
-        def keep(_module, _inputs, output):
-            self._outputs[index] = output[0] if isinstance(output, tuple) else output
-
-        return keep
-
-    def take(self) -> Tensor | None:
-        """The features ``[batch, rows, F * H]`` of the last forward; None without layers."""
-        if not self.layers:
-            return None
-        features = torch.cat([self._outputs[i] for i in self.layers], dim=-1)
-        self._outputs.clear()
-        return features
 
 
 class Target:
@@ -113,34 +67,63 @@ class Target:
         exact: bool | None = None,
         owned: bool = False,
     ):
+        check_verifiable(model)
         self.model, self.owned = model, owned
         self.config = text_config(model)
         self.kinds = masks.attention_kinds(self.config)
         self.window = getattr(self.config, "sliding_window", None)
         self.prefill_chunk = prefill_chunk
         self._tap = FeatureTap(model, tuple(feature_layers))
-        self.by_name = bool(exact)
-        self.exact = self._is_exact(exact)
+        self.by_name, self.exact = bool(exact), False
         self.loan = Loan(
-            model, self._tap.hooks, self._attention(), _REPLACEABLE, self.device.type == "cpu"
+            model, self._tap, self._attention(), _REPLACEABLE, self.device.type == "cpu"
         )
+        self.watch: Callable[[int, float], None] | None = None  # rows and seconds of verifications
         self.cache: PathCache | None = None
         self._cache_kind: tuple[torch.device, torch.dtype] | None = None
+        self.positions = Positions(model)
+        self._ids: Tensor | None = None  # in the cache; kept where it may have to be filled anew
+        self._tree: DraftTree | None = None
+        self._cache_name = cache_argument(model.forward)
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        # layers that reuse keys of others compute only the rows whose logits are asked for
+        reuses = bool(getattr(self.config, "num_kv_shared_layers", 0))
+        self._prompt_logits = 0 if reuses and self.feature_layers else 1
+        check_untested(self)
+        self.exact = self._is_exact(exact)
+        self.loan.attention = self._attention()
 
     def _is_exact(self, exact: bool | None) -> bool:
-        possible = self._replaces_attention and self.device.type == "cpu"
-        if exact and not possible:
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        wanted = half if exact is None else exact
+        if not wanted or (self.device.type == "cpu" and self._hands_on_its_cache()):
+            return wanted
+        if exact:
             raise ModelError(
                 "Verification can be made exact on the CPU alone, for models that run with sdpa "
-                "attention; leave exact out."
+                "attention and keep keys and values as it reads them; leave exact out."
             )
-        if exact is None:
-            return possible and self.dtype in (torch.bfloat16, torch.float16)
-        return exact
+        return False
+
+    @torch.inference_mode()
+    def _hands_on_its_cache(self) -> bool:
+        """Whether an attention of ours gets keys and values as the cache has them."""
+        if not self._replaces_attention:
+            return False
+        seen: list[bool] = []
+        self.loan.attention = invariant.register_trial(seen)
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        cache = PathCache(self.config.num_hidden_layers, 2)
+        with self.loan:
+            self.model(input_ids=ids, **{self._cache_name: cache}, use_cache=True)
+        self._tap.take()
+        return bool(seen) and all(seen)
 
     @property
     def _replaces_attention(self) -> bool:
-        return self.model.config._attn_implementation in _REPLACEABLE
+        # some families have attention of their own in every layer, which cannot be exchanged
+        exchanges = self.model._can_set_attn_implementation()
+        return exchanges and self.model.config._attn_implementation in _REPLACEABLE
 
     def _attention(self) -> str | None:
         """The attention to run with, by name; None for the model's own."""
@@ -181,12 +164,19 @@ class Target:
 
     @property
     def context_length(self) -> int:
-        return getattr(self.config, "max_position_embeddings", None) or 1 << 30
+        """The most tokens of a text; see :class:`Positions`."""
+        return self.positions.context_length
 
     @property
     def length(self) -> int:
         """Positions in the cache."""
         return 0 if self.cache is None else self.cache.length
+
+    @property
+    def depth_left(self) -> int:
+        """How deep the next tree may be: no forward holds a position that plain decoding would not
+        reach."""
+        return self.positions.depth_left(self.length)
 
     def use_routes(self, table: RouteTable) -> None:
         """Let every linear layer take the measured best kernel."""
@@ -210,17 +200,27 @@ class Target:
 
         Raises :class:`ContextError` if they do not fit the context.
         """
-        if self.length + ids.numel() > self.context_length:
+        total = self.length + ids.numel()
+        room = min(self.context_length, self.positions.limit or total)
+        if total > room:
             raise ContextError(
-                f"The prompt has {self.length + ids.numel()} tokens, the model's context holds "
-                f"{self.context_length}; shorten the prompt."
+                f"The prompt has {total} tokens, the model's context holds {room}; "
+                "shorten the prompt."
             )
+        if self.positions.restart is not None:
+            self._ids = ids if self.length == 0 else torch.cat((self._ids[: self.length], ids))
+        return self._append(ids, total - 1)
+
+    def _append(self, ids: Tensor, last: int) -> TargetOutput:
+        """Read and commit ``ids`` chunk by chunk, as if ``last`` were every chunk's last position;
+        the output as of :meth:`prefill`."""
         features = []
         for chunk in ids.split(self.prefill_chunk):
             rows, length = chunk.numel(), self.length
-            positions = torch.arange(length, length + rows, device=self.device)
+            places = torch.arange(length, length + rows, device=self.device)
             visible = masks.chain_mask(rows, length, self.device)
-            logits, hidden = self._forward(chunk, positions, visible, keep=1)
+            with self.positions.computed_as_if_last(torch.full_like(places, last)):
+                logits, hidden = self._forward(chunk, places, visible, self._prompt_logits)
             self.cache.advance(rows)
             features.append(hidden)
         features = torch.cat(features) if self.feature_layers else logits.new_zeros(ids.numel(), 0)
@@ -229,20 +229,30 @@ class Target:
     @torch.inference_mode()
     def verify(self, tree: DraftTree) -> TargetOutput:
         """Logits ``[N + 1, V]`` and features of every node, in one forward; commits nothing."""
-        positions = tree.positions(self.length)
+        if self.length == self.positions.restart:
+            again, self.cache.length = self._ids[: self.length], 0
+            self._append(again, len(again))
+        self._tree = tree
+        places = tree.positions(self.length)
         visible = None
         if len(tree) > 1 or self._window_hides(len(tree)):
             visible = masks.tree_mask(tree.ancestor_mask(), self.length)
-        logits, features = self._forward(tree.tokens, positions, visible, keep=0)
+        started = time.perf_counter()
+        with self.positions.computed_as_if_last(places):
+            logits, features = self._forward(tree.tokens, places, visible, keep=0)
+        if self.watch is not None:
+            self.watch(len(tree), time.perf_counter() - started)
         return TargetOutput(logits, features)
 
     @torch.inference_mode()
     def commit(self, path: Tensor) -> None:
         """Keep the nodes ``path`` (int64 [a + 1], root first) of the last verified tree."""
+        if self.positions.restart is not None:
+            self._ids = torch.cat((self._ids[: self.length], self._tree.tokens[path]))
         self.cache.keep(path)
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, visible: Tensor | None, keep: int
+        self, ids: Tensor, places: Tensor, visible: Tensor | None, keep: int
     ) -> tuple[Tensor, Tensor | None]:
         if self.length + ids.numel() > self.cache.capacity:
             raise ContextError(
@@ -252,24 +262,22 @@ class Target:
         with self.loan:
             output = self.model(
                 input_ids=ids[None],
-                attention_mask=self._model_mask(visible, positions),
-                position_ids=positions[None],
-                past_key_values=self.cache,
+                attention_mask=self._model_mask(visible, places),
+                position_ids=places[None],
                 use_cache=True,
-                logits_to_keep=keep,
+                **{self._cache_name: self.cache},
+                **({"logits_to_keep": keep} if self._keeps else {}),
             )
         features = self._tap.take()
-        return output.logits[0], None if features is None else features[0]
+        return output.logits[0, -keep:], None if features is None else features[0]
 
     def _window_hides(self, rows: int) -> bool:
         """Whether a window hides part of the context, so that even one row needs a mask."""
         sliding = masks.SLIDING in self.kinds and self.window is not None
         return sliding and self.length + rows > self.window
 
-    def _model_mask(self, visible: Tensor | None, positions: Tensor):
+    def _model_mask(self, visible: Tensor | None, places: Tensor):
         if visible is None:
             return None
-        built = masks.build_masks(
-            visible, positions, self.length, self.kinds, self.window, self.dtype
-        )
+        built = masks.build_masks(visible, places, self.length, self.kinds, self.window, self.dtype)
         return built if len(built) > 1 else next(iter(built.values()))

@@ -200,11 +200,13 @@ def _load_folder(
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
     """Whatever transformers raises over a folder that is no good, as one sentence."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    own = (SafetensorError, StrictDataclassError)
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, *own) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise ModelError(f"There is not enough memory to load {name}.") from error
         raise ModelError(f"{name} cannot be loaded: {_first_sentence(error)}") from error

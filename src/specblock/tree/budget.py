@@ -9,6 +9,7 @@ from specblock.tree.account import Account
 from specblock.tree.averages import Recent
 from specblock.tree.cost import CostTable, best_nodes, choose_leaves
 from specblock.tree.draft_tree import DraftTree
+from specblock.tree.drag import Drag
 from specblock.tree.survival import SurvivalModel, Trials, trim
 
 
@@ -25,7 +26,8 @@ class BudgetController:
       without, by the probability that the walk ended at one of their leaves;
     * `asking_gain`: the same of the network's nodes, by the probability that the copies end at the
       root;
-    * `account`: the plain steps that this text may still lose (:class:`Account`).
+    * `account`: the plain steps that this text may still lose (:class:`Account`);
+    * `drag`: by how much the clock says the table is wrong (:class:`Drag`), where `clocked` tells.
 
     No round may cost more than the account covers if nothing of it is accepted; where that leaves
     no round, the next token is decoded plainly. So whatever drafter and copies claim, by the cost
@@ -39,7 +41,8 @@ class BudgetController:
 
     def __init__(self, costs: CostTable, model: SurvivalModel | None = None):
         self.costs, self.model = costs, model or SurvivalModel.fresh()
-        self.account, self._pending = Account(), 1
+        self.account, self.drag, self._pending = Account(), Drag(), 1
+        self._booked = (False, 0.0)
         self._overall = Recent(0.98, 1.0, costs.target_seconds(1))
         self._gain = Recent(0.98, 4.0, 4.0)
         self._asking = Recent(0.98, 4.0, 4.0)
@@ -64,7 +67,7 @@ class BudgetController:
 
     def affords(self) -> bool:
         """Whether the account covers a round at all; if not, no draft is worth looking for."""
-        return self._affordable(0.0) >= 1
+        return self._affordable(0.0) >= 1 and not self.drag.wants_plain
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
         """Whether this round asks the network. Starts a round.
@@ -74,6 +77,8 @@ class BudgetController:
                 `COPIED` on.
         """
         self._start(copied)
+        if self.drag.wants_plain:
+            return False
         return self._affordable(self._drafting()) >= 1 and self._worth_asking()
 
     def _drafting(self) -> float:
@@ -83,7 +88,7 @@ class BudgetController:
 
     def _affordable(self, spent: float) -> int:
         """How many nodes the account covers, after so many seconds, if none is accepted."""
-        seconds = (1.0 + self.account.left) * self.costs.target_seconds(1)
+        seconds = (1.0 + self.account.left) * self.costs.target_seconds(1) / self.drag.factor
         return self.costs.nodes_within(seconds - spent - self.costs.overhead)
 
     def _start(self, copied: DraftTree | None) -> None:
@@ -159,7 +164,14 @@ class BudgetController:
         seconds = self.costs.target_seconds(nodes + 1) + (self.costs.overhead if nodes else 0.0)
         self._book(tokens, seconds, tried=nodes > 0)
 
+    def clocked(self, seconds: float) -> None:
+        """What the round that was reported last took by the clock."""
+        drafted, by_table = self._booked
+        self.drag.add(drafted, seconds, by_table)
+
     def _book(self, tokens: int, seconds: float, tried: bool) -> None:
+        self._booked = (tried, seconds)
+        seconds *= self.drag.factor if tried else 1.0
         self.account.book(tokens, seconds * self.costs.plain_rate, tried=tried)
         self._overall.add(tokens, seconds)
         self._pending += tokens  # pairs that the network has not read yet

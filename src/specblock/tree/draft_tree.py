@@ -58,6 +58,19 @@ class DraftTree:
         """int64 [N+1]: position of every node in the sequence, the root at ``prefix_length``."""
         return self.depths + prefix_length
 
+    def up_to(self, depth: int) -> DraftTree:
+        """The tree without the nodes below ``depth``, which is at least 0."""
+        if self.num_draft <= depth:
+            return self
+        kept = (self.depths <= depth).nonzero().flatten()
+        if len(kept) == len(self):
+            return self
+        places = torch.zeros_like(self.parents).scatter_(0, kept, torch.arange(len(kept)).to(kept))
+        fields = {name: value.index_select(0, kept) for name, value in vars(self).items()}
+        fields["parents"] = places[fields["parents"].clamp(min=0)]
+        fields["parents"][0] = -1
+        return DraftTree(**fields)
+
     def ancestor_mask(self) -> Tensor:
         """bool [N+1, N+1]: ``mask[i, j]`` iff node j is node i or one of its ancestors.
 

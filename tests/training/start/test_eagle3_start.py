@@ -9,7 +9,8 @@ from specblock.drafters.eagle3.model import Eagle3Model
 from specblock.drafters.parallel.config import ParallelConfig
 from specblock.drafters.parallel.model import ParallelModel
 from specblock.errors import CheckpointError
-from specblock.target.model import FeatureTap, decoder_layers
+from specblock.target.structure import decoder_layers
+from specblock.target.tap import FeatureTap
 from specblock.training.data.answers import Answer
 from specblock.training.features.reader import FeatureReader, collate
 from specblock.training.objectives.eagle3 import Eagle3Objective
@@ -70,11 +71,10 @@ def test_the_middle_of_the_last_layer_is_the_targets_own(target):
     norm = decoder_layers(target)[-1].post_attention_layernorm
     handle = norm.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0][0]))
     tap = FeatureTap(target, (2,))
-    with torch.no_grad():
+    with torch.no_grad(), tap:
         target(input_ids=ids)
         handle.remove()
         own = middle_of_last_layer(target, tap.take()[0], 2)
-    tap.remove()
     torch.testing.assert_close(own, found[0], atol=1e-4, rtol=1e-4)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from specblock.errors import ConfigError
+from specblock.kernels.route_table import RouteTable
 from specblock.target.masks import additive
 from specblock.target.model import Target, TargetOutput
 from specblock.tree.draft_tree import DraftTree
@@ -33,9 +34,10 @@ class _FixedLayer(CacheLayerMixin):
         self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        batch, heads, _, dim = key_states.shape
-        shape = (batch, heads, self.owner.capacity, dim)
-        self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
+        self.keys, self.values = (
+            states.new_zeros(*states.shape[:2], self.owner.capacity, states.shape[3])
+            for states in (key_states, value_states)
+        )
         self.dtype, self.device = key_states.dtype, key_states.device
         for storage in (self.keys, self.values):
             torch._dynamo.mark_static_address(storage)  # else a CUDA graph would copy the cache
@@ -77,13 +79,22 @@ class CompiledTarget(Target):
 
     Args:
         model, exact: as for :class:`specblock.target.model.Target`.
+        routes: of the linear layers, those of plain decoding.
         backend: of ``torch.compile``.
 
     Raises :class:`ConfigError` where PyTorch cannot compile, or the model has windows.
     """
 
-    def __init__(self, model: nn.Module, exact: bool | None = None, *, backend: str = "inductor"):
+    def __init__(
+        self,
+        model: nn.Module,
+        exact: bool | None = None,
+        routes: RouteTable | None = None,
+        *,
+        backend: str = "inductor",
+    ):
         super().__init__(model, exact=exact, owned=True)
+        self.use_routes(routes or RouteTable())
         if len(self.kinds) > 1 or self.window is not None:
             raise ConfigError(
                 "'plain-compiled' knows no sliding windows, which this model has; leave it out."
@@ -112,7 +123,8 @@ class CompiledTarget(Target):
     def _compile(self, size: int) -> None:
         self.reset(size)
         try:
-            self.prefill(torch.zeros(2, dtype=torch.int64, device=self.device))
+            # by single tokens, as the step: the layers' products are chosen outside the compiler
+            self.prefill(torch.zeros(1, dtype=torch.int64, device=self.device))
             for _ in range(_WARM_STEPS):
                 self.verify(DraftTree.root_only(0, self.device))
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -173,7 +185,7 @@ class CompiledTarget(Target):
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            **{self._cache_name: self.cache},
             use_cache=True,
             logits_to_keep=1,
         )

@@ -118,7 +118,7 @@ def assemble_field(
         target = targets[drafter.feature_layers if drafter is not None else ()]
         if name == COMPILED:
             on_step("compiling the target's step")
-            target = CompiledTarget(network, plain.exact)
+            target = CompiledTarget(network, plain.exact, measured.routes)
         costs = measured.costs[name] if name in wanted else None
         speculator = _speculator(target, tokenizer, drafter, costs, spec, folders)
         contenders[name] = Contender(speculator)

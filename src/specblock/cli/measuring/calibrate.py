@@ -39,10 +39,17 @@ def calibrate(
         bool, typer.Option("--json", help="Print the table as one JSON object.")
     ] = False,
 ) -> None:
-    """Measure the cost table anew and keep it for this machine, model, dtype and threads."""
-    speculator = open_speculator(
-        model, drafter, dtype, device, threads, exact=exact, calibrate="force"
-    )
+    """Measure the cost table anew and keep it for this machine, model, dtype and threads.
+
+    Where no number of threads is named also for one thread, which is what decoding falls back to
+    beside a busy process.
+    """
+    import torch
+
+    for count in [threads] if threads else sorted({1, torch.get_num_threads()}):
+        speculator = open_speculator(
+            model, drafter, dtype, device, count, exact=exact, calibrate="force"
+        )
     if survival is not None:
         _learn(speculator, Path(drafter), survival, limit)
     costs = speculator.costs.to_dict()

@@ -26,7 +26,8 @@ from specblock.kernels.route_table import ROW_BUCKETS, RouteTable
 from specblock.target import attention
 from specblock.target.cache import PathCache
 from specblock.target.masks import FULL, additive, attention_kinds
-from specblock.target.model import text_config
+from specblock.target.structure import cache_argument, text_config
+from specblock.target.verifiable import check_verifiable
 from specblock.training.data import turns
 from specblock.training.data.prompts import Prompt
 from specblock.training.data.shards import AnswerStore, finished_ids
@@ -122,7 +123,7 @@ def answer_batch(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(queries[None] - pads[:, None]).clamp(min=0),
-            past_key_values=cache,
+            **{cache_argument(model.forward): cache},
             use_cache=True,
             logits_to_keep=1,
         )
@@ -175,8 +176,9 @@ def regenerate(
     "answer_ids", "temperature", "finish_reason"}``. ``tokenizer`` renders later turns; it may be
     left out where no conversation has any.
 
-    Raises :class:`ModelError` for targets with sliding-window layers.
+    Raises :class:`ModelError` for targets with other layers than full attention.
     """
+    check_verifiable(model)
     if attention_kinds(text_config(model)) != (FULL,):
         raise ModelError(
             "Answers are drawn in padded batches, which sliding-window layers cannot take; "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from specblock.target.model import FeatureTap
+from specblock.target.tap import FeatureTap
 from specblock.training.data.answers import Answer
 from specblock.training.objectives.batch import Batch
 from specblock.training.objectives.losses import Targets
@@ -64,7 +64,8 @@ class FeatureReader:
         ids = nn.utils.rnn.pad_sequence(whole, batch_first=True).to(self.model.device)
         first = min(len(answer.prompt_ids) for answer in answers)
         rows = torch.arange(first, ids.shape[1], device=ids.device)
-        output = self.model(input_ids=ids, use_cache=False, logits_to_keep=rows)
+        with self._tap:
+            output = self.model(input_ids=ids, use_cache=False, logits_to_keep=rows)
         features = self._tap.take()
         read = []
         for row, answer in enumerate(answers):
