@@ -51,6 +51,11 @@ class FakeGeneration:
 class FakeTokenizer:
     """A token is the length of a word, below WORDS."""
 
+    chat_template = "{{ messages }}"
+
+    def apply_chat_template(self, messages, **options):
+        return " ".join(message["content"] for message in messages)
+
     def __call__(self, text):
         return {"input_ids": [len(word) % WORDS for word in text.split()]}
 

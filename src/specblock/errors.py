@@ -4,7 +4,14 @@ The command line prints the message to stderr and exits with code 2; a library u
 :class:`SpecBlockError` to tell a mistake in the input from a defect in the program.
 """
 
-__all__ = ["CheckpointError", "ConfigError", "ContextError", "ModelError", "SpecBlockError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ContextError",
+    "ModelError",
+    "RefusedByTemplateError",
+    "SpecBlockError",
+]
 
 
 class SpecBlockError(Exception):
@@ -17,6 +24,18 @@ class ConfigError(SpecBlockError):
 
 class ModelError(SpecBlockError):
     """A target model cannot be found, fetched, read or placed on the device."""
+
+
+class RefusedByTemplateError(ModelError):
+    """The target's chat template refuses a conversation; ``words`` are the template's own."""
+
+    def __init__(self, words: str, where: str = ""):
+        lead = f"{where}: the" if where else "The"
+        super().__init__(
+            f"{lead} target's chat template refuses a conversation: {words}; templates often want "
+            "user and assistant in turns and no system message, so change or drop what it refuses."
+        )
+        self.words = words
 
 
 class CheckpointError(SpecBlockError):

@@ -48,16 +48,19 @@ def test_limit(tmp_path):
     ],
 )
 def test_a_broken_row_is_named(tmp_path, row):
-    with pytest.raises(SpecBlockError, match=r"line 2, is no prompt: .*\.$"):
+    with pytest.raises(
+        SpecBlockError,
+        match=r"p.jsonl, line 2 cannot be used: (it|message 1) .*\.$",
+    ):
         load_prompts(write(tmp_path / "p.jsonl", [ROWS[0], row]))
 
 
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("p.jsonl", b"{", "line 1, is no prompt"),
-        ("p.jsonl", b"\xff\xfe", "not UTF-8"),
-        ("p.jsonl.zst", b"not zstd", "not whole"),
+        ("p.jsonl", b"{", "line 1 cannot be used: it is not a JSON object"),
+        ("p.jsonl", b"\xff\xfe", "line 1 cannot be used: it is not UTF-8"),
+        ("p.jsonl.zst", b"not zstd", "not a whole zstd"),
         ("p.jsonl", b"\n", "holds no prompts"),
     ],
 )

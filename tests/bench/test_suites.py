@@ -33,7 +33,7 @@ def test_a_file_keeps_its_turns(tmp_path):
     path.write_text(json.dumps({"turns": ["a", "b"], "task": "x"}) + "\n")
     (prompt,) = load_suite(path)
     assert (prompt.turns, prompt.task) == (("a", "b"), "x")
-    with pytest.raises(SpecBlockError, match="cannot be read"):
+    with pytest.raises(SpecBlockError, match="no prompt file no-such-set"):
         load_suite("no-such-set")
 
 

@@ -53,7 +53,7 @@ def test_bench_writes_the_report_and_goes_on(tiny, run, tmp_path):
     [
         (("--methods", "plain,specblok"), "did you mean 'specblock'"),
         (("--methods", "plain,eagle3"), "--drafter eagle3=FOLDER"),
-        (("--prompts", "none.jsonl"), "cannot be read"),
+        (("--prompts", "none.jsonl"), "no prompt file"),
         (("--resume",), "name it with --json"),
         (("--drafter", "eagle4=x"), "no kind of drafter"),
         (("--budget", "big"), "budget must be"),

@@ -294,7 +294,7 @@ def test_broken_prompt_files_name_the_line(tmp_path):
     with pytest.raises(SpecBlockError, match="no prompt file"):
         read_prompts(tmp_path / "none", make_tokenizer(), limit=None, max_tokens=9)
     path.write_text(
-        '{"id": 1, "messages": [{"role": "user", "content": " "}]}\n'
+        '{"id": 1, "messages": [{"role": "system", "content": "w5"}]}\n'
         '{"id": 2, "messages": [{"role": "user", "content": "w5"}]}\n'
         '{"id": 3, "messages": [{"role": "user", "content": "w5 w5 w5 w5 w5 w5 w5 w5"}]}\n'
     )

@@ -86,6 +86,9 @@ class PrepareDataSettings(RunSettings):
     on_error: Literal["stop", "skip"] = described(
         "stop", "What to do at a broken row: stop, or skip and count it."
     )
+    model: str | None = described(
+        None, "Also refuse what this target's chat template refuses: name, folder or hub id."
+    )
 
 
 class RegenerateSettings(RunSettings):

@@ -7,9 +7,10 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from specblock.errors import SpecBlockError
+from specblock.target.chat_template import chat_tokens as render
 from specblock.training.data.answers import Answer
 from specblock.training.data.chat_mask import coloured_sample, masked_answer, read_conversations
-from specblock.training.data.prompts import render
+from specblock.training.data.rows import BrokenRows
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot|>", "<|end_header|>")
 CHATML = (
@@ -144,10 +145,13 @@ def test_conversations_give_one_answer_per_assistant_turn(tmp_path):
     path.write_text(json.dumps(rows[2]) + "\n{broken\n")
     with pytest.raises(SpecBlockError, match="line 2 "):
         read_conversations(path, tokenizer)
-    said = []
+    broken = BrokenRows(skip=True)
     with pytest.raises(SpecBlockError, match="no assistant turn of 8 tokens"):
-        read_conversations(path, tokenizer, on_broken=said.append)
-    assert len(said) == 1
+        read_conversations(path, tokenizer, broken=broken)
+    assert broken.reasons == {"not JSON": 1}
+    refusing = chat_tokenizer(CHATML + "{{ raise_exception('no way') }}")
+    with pytest.raises(SpecBlockError, match=r"talks.jsonl, line 1: .* refuses .*: no way;"):
+        read_conversations(path, refusing)
 
 
 def test_the_sample_colours_what_is_trained():

@@ -3,13 +3,16 @@
 import json
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import zstandard
 
 from specblock.errors import SpecBlockError
-from specblock.training.data.prepare import BrokenRows, Counts, prepare_prompts, source_rows
-from specblock.training.data.prompts import clean, conversation, user_turns
+from specblock.training.data.conversation import clean, conversation
+from specblock.training.data.prepare import Counts, prepare_prompts, source_rows
+from specblock.training.data.prompts import user_turns
+from specblock.training.data.rows import BrokenRows
 
 
 def write(path, rows):
@@ -40,7 +43,6 @@ def user(text):
         {"turns": ["a", "b"]},
         {"prompt": [user("a"), user("b")]},
         {"messages": [user([{"type": "text", "text": "a"}]), user("b")]},
-        {"messages": [user("a"), user("b"), user("  "), user("c")]},  # nothing after a blank turn
         {"conversations": [{"from": "gpt", "value": "hi"}, {"from": "human", "value": "a"},
                            {"from": "human", "value": "b"}]},
     ],
@@ -70,7 +72,7 @@ def test_duplicates_empties_and_clashing_ids_are_counted(tmp_path):
     rows = [
         {"id": "a", "prompt": "the  file\n"},
         {"id": "b", "prompt": "the ﬁle"},  # the same in compatibility form
-        {"id": "c", "prompt": " "},
+        {"id": "c", "turns": []},
         {"id": "d", "messages": [{"role": "system", "content": "be"}]},
         {"id": "a", "prompt": "another"},
         {"id": "e", "prompt": "The file"},
@@ -97,7 +99,8 @@ def test_a_broken_line_is_named_and_refused_or_skipped(line, tmp_path):
     assert list(tmp_path.iterdir()) == [source], "no part of an output is left behind"
     said = []
     counts, kept = prepared(source, out, skip=True, say=said.append)
-    assert counts == Counts(read=3, kept=2, broken=1, turns=2)
+    assert replace(counts, reasons={}) == Counts(read=3, kept=2, broken=1, turns=2)
+    assert sum(counts.reasons.values()) == 1
     assert [row["messages"] for row in kept] == [[user("a")], [user("b")]]
     assert len(said) == 1
     assert "line 3 " in said[0]
@@ -111,7 +114,7 @@ def test_bytes_that_are_not_text_are_a_broken_line(tmp_path):
 
 
 def test_nothing_usable_is_a_sentence_and_no_file(tmp_path):
-    source = write(tmp_path / "in.jsonl", [{"prompt": " "}, {"turns": []}])
+    source = write(tmp_path / "in.jsonl", [{"messages": []}, {"turns": []}])
     with pytest.raises(SpecBlockError, match="no usable user turn.*2 empty"):
         prepared(source, tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == [source]

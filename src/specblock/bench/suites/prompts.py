@@ -1,95 +1,95 @@
-"""Prompt files for measuring: JSON Lines, plain or zstd."""
+"""Prompts for measuring, from files of any form that training reads too."""
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, TextIO
-
-import zstandard
+from typing import Any
 
 from specblock.errors import SpecBlockError
+from specblock.target.chat_template import chat_text, naming
+from specblock.training.data.conversation import Message, RowError, conversation, row_name
+from specblock.training.data.rows import BrokenRows, read_rows
 
-__all__ = ["BenchPrompt", "Message", "load_prompts"]
-
-Message = dict[str, str]
+__all__ = ["BenchPrompt", "Message", "check_templates", "load_prompts"]
 
 
 @dataclass(frozen=True)
 class BenchPrompt:
-    """A conversation to generate: ``lead`` comes before the first of the user ``turns``."""
+    """A conversation to generate: ``lead`` comes before the first of the user ``turns``.
+
+    ``where`` it was read, for sentences.
+    """
 
     id: str
     task: str
     lead: tuple[Message, ...]
     turns: tuple[str, ...]
+    where: str = field(default="", compare=False)
 
     @staticmethod
-    def from_row(row: Any, default_id: str) -> BenchPrompt:
-        """Read one row: ``messages`` that end in a user turn, ``turns`` (all user turns), or both.
+    def from_row(row: Mapping[str, Any], default_id: str, where: str = "") -> BenchPrompt:
+        """Read one row (docs/training.md has the forms).
+
+        What the user says last is asked; earlier turns are asked too as far as no answer follows
+        them. What is before an answer is given, answer included, and a last answer is dropped.
 
         Raises:
-            ValueError: the row has neither, or they are not what they should be.
+            RowError: the row has none of the forms, or nobody asks anything.
         """
-        if not isinstance(row, dict):
-            raise ValueError("a row is an object")
-        messages, turns = row.get("messages") or [], row.get("turns") or []
-        if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
-            raise ValueError("every message has a role and a content")
-        lead = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
-        if messages and lead[-1]["role"] != "user":
-            raise ValueError("messages end in a user turn")
-        last = [lead.pop()["content"]] if lead else []
-        # Where both are given, the message is the first of the turns.
-        user_turns = tuple(str(turn) for turn in (turns or last))
-        if not user_turns or not all(turn.strip() for turn in user_turns):
-            raise ValueError("messages or turns hold at least one user text, none of them empty")
+        messages = conversation(row)
+        while messages and messages[-1]["role"] != "user":
+            messages.pop()
+        asked = list(takewhile(lambda message: message["role"] == "user", reversed(messages)))
+        if not asked:
+            raise RowError("no user turn", "it has no user turn")
+        task = row.get("task")
+        if not isinstance(task, str | int | None):
+            raise RowError("another form", "it has a task that is no text")
         return BenchPrompt(
-            id=str(row.get("id", default_id)),
-            task=str(row.get("task", "")),
-            lead=tuple(lead),
-            turns=user_turns,
+            id=row_name(row, "id") or default_id,
+            task="" if task is None else str(task),
+            lead=tuple(messages[: len(messages) - len(asked)]),
+            turns=tuple(message["content"] for message in reversed(asked)),
+            where=where,
         )
 
 
 def load_prompts(path: str | Path, limit: int | None = None) -> list[BenchPrompt]:
-    """The first ``limit`` prompts of a ``.jsonl`` or ``.jsonl.zst`` file; all without a limit.
+    """The first ``limit`` prompts of a file; all without a limit.
 
     Raises:
-        SpecBlockError: the file cannot be read, a row is broken (its line is named), or there is
+        SpecBlockError: the file cannot be read, a row cannot be used (it is named), or there is
             no prompt in it.
     """
     path = Path(path)
     prompts: list[BenchPrompt] = []
-    with _open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if limit is not None and len(prompts) >= limit:
-                break
-            if not line.strip():
-                continue
-            try:
-                prompts.append(BenchPrompt.from_row(json.loads(line), f"{path.name}:{number}"))
-            except ValueError as error:
-                raise SpecBlockError(f"{path}, line {number}, is no prompt: {error}.") from None
+    broken = BrokenRows()
+    for where, number, row in read_rows(path, broken):
+        if limit is not None and len(prompts) >= limit:
+            break
+        try:
+            prompts.append(BenchPrompt.from_row(row, f"{path.name}:{number}", where))
+        except RowError as error:
+            broken(where, error)
     if not prompts:
         raise SpecBlockError(f"{path} holds no prompts: give a JSONL file with one on each line.")
     return prompts
 
 
-@contextmanager
-def _open_text(path: Path) -> Iterator[TextIO]:
-    try:
-        with path.open("rb") as raw:
-            if path.suffix == ".zst":
-                with zstandard.ZstdDecompressor().stream_reader(raw) as unpacked:
-                    yield io.TextIOWrapper(unpacked, encoding="utf-8")
-            else:
-                yield io.TextIOWrapper(raw, encoding="utf-8")
-    except OSError as error:
-        raise SpecBlockError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (UnicodeDecodeError, zstandard.ZstdError):
-        raise SpecBlockError(f"{path} is not UTF-8 text (or not whole, if compressed).") from None
+def check_templates(tokenizer: Any, prompts: Iterable[BenchPrompt]) -> None:
+    """Refuse before anything is measured what the chat template refuses; names the row.
+
+    Raises:
+        ModelError: the tokenizer has no chat template.
+        RefusedByTemplateError: it refuses a conversation.
+    """
+    for prompt in prompts:
+        messages = list(prompt.lead)
+        with naming(prompt.where or prompt.id):
+            for turn in prompt.turns:
+                messages.append({"role": "user", "content": turn})
+                chat_text(tokenizer, messages)
+                messages.append({"role": "assistant", "content": "Yes."})

@@ -11,6 +11,7 @@ from typing import Any
 from specblock.bench.suites.prompts import BenchPrompt, load_prompts
 from specblock.data import OWN_PROMPTS
 from specblock.errors import SpecBlockError
+from specblock.training.data.conversation import RowError
 
 __all__ = ["OWN", "PUBLIC", "PublicSet", "load_suite", "sample_per_task"]
 
@@ -121,7 +122,14 @@ def _fetch(name: str) -> list[BenchPrompt]:
         raise SpecBlockError(
             f"'{name}' cannot be fetched ({cause}): check the network, or give a JSONL file."
         ) from None
-    return [
-        BenchPrompt.from_row({"task": public.task, **public.read(row)}, f"{name}-{number}")
-        for number, row in enumerate(rows, 1)
-    ]
+    prompts: list[BenchPrompt] = []
+    for number, row in enumerate(rows, 1):
+        where, own = f"{name}, row {number}", f"{name}-{number}"
+        try:
+            read = {"task": public.task, **public.read(row)}
+            prompts.append(BenchPrompt.from_row(read, own, where))
+        except (RowError, KeyError) as error:
+            raise SpecBlockError(
+                f"{where} cannot be used ({error}): the set has changed; give a JSONL file."
+            ) from None
+    return prompts

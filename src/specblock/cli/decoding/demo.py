@@ -39,6 +39,7 @@ def demo(
 ) -> None:
     """Decode a few prompts plainly and with SpecBlock, side by side."""
     from specblock.bench import load_prompts, run
+    from specblock.bench.suites.prompts import check_templates
     from specblock.data import DEMO_PROMPTS
 
     config = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
@@ -55,6 +56,7 @@ def demo(
     )
     if speculator.drafter is None:
         raise ConfigError("The demo compares two methods: choose a drafter with --drafter.")
+    check_templates(speculator.tokenizer, chosen)
     total = sum(len(prompt.turns) for prompt in chosen)
     shows = LiveDisplay if out.is_terminal else PlainDisplay
     with shows(out, total) as display:

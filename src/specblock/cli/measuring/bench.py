@@ -77,6 +77,7 @@ def bench(
 ) -> None:
     """Measure methods against each other, interleaved prompt by prompt."""
     from specblock.bench import load_suite, run
+    from specblock.bench.suites.prompts import check_templates
 
     if resume and json_out is None:
         raise ConfigError("--resume goes on with an earlier report: name it with --json.")
@@ -85,6 +86,7 @@ def bench(
     chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
     earlier, placement = json_out if resume else None, (dtype, device, threads)
     field = open_field(model, methods, drafter or [], placement, exact, budget, earlier)
+    check_templates(field.judge.tokenizer, chosen)
     report = run(
         field.judge,
         chosen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from specblock.errors import ConfigError
 
 if TYPE_CHECKING:
     from specblock.adaptation.replay.stream import Request
+    from specblock.bench.suites.prompts import BenchPrompt
 
 
 @verb
@@ -53,11 +55,11 @@ def bench_adapt(
     names = [name.strip() for name in policies.split(",") if name.strip()]
     check_policies(names)
     adapt = AdaptationConfig.from_file(settings) if settings else AdaptationConfig(seed=seed)
-    requests, lying = _requests(stream, limit), _range(poison)
+    prompts, lying = _prompts(stream, limit), _range(poison)
     speculator = open_speculator(model, drafter, dtype, device, threads)
     report = replay_stream(
         speculator,
-        requests,
+        _requests(prompts, speculator.tokenizer),
         policies=names,
         config=GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
         adapt=adapt,
@@ -70,15 +72,21 @@ def bench_adapt(
     _say_result(report, plot)
 
 
-def _requests(stream: Path | None, limit: int | None) -> list[Request]:
-    """The first turn of every prompt."""
-    from specblock.adaptation.replay.stream import Request
+def _prompts(stream: Path | None, limit: int | None) -> list[BenchPrompt]:
     from specblock.bench.suites.prompts import load_prompts
     from specblock.data import SHIFTING_STREAM
 
+    return load_prompts(stream or SHIFTING_STREAM, limit)
+
+
+def _requests(prompts: Sequence[BenchPrompt], tokenizer: Any) -> list[Request]:
+    """The first turn of every prompt, if the chat template takes them all."""
+    from specblock.adaptation.replay.stream import Request
+    from specblock.bench.suites.prompts import check_templates
+
+    check_templates(tokenizer, prompts)
     return [
-        Request(p.id, p.task, [*p.lead, {"role": "user", "content": p.turns[0]}])
-        for p in load_prompts(stream or SHIFTING_STREAM, limit)
+        Request(p.id, p.task, [*p.lead, {"role": "user", "content": p.turns[0]}]) for p in prompts
     ]
 
 

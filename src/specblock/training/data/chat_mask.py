@@ -7,15 +7,16 @@ trained on, the end-of-turn token included, what the template writes after that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from rich.text import Text
 
 from specblock.errors import SpecBlockError
+from specblock.target.chat_template import chat_text, chat_tokens, naming
 from specblock.training.data.answers import Answer
-from specblock.training.data.prompts import Message, conversation, read_rows, render
+from specblock.training.data.conversation import Message, RowError, conversation, row_name
+from specblock.training.data.rows import BrokenRows, read_rows
 
 TRAINED, GIVEN = "green", "dim"
 PROBE = "Yes."
@@ -46,7 +47,7 @@ def answer_tail(tokenizer) -> tuple[list[int], int]:
 @lru_cache(maxsize=8)
 def _tail(tokenizer, template: str) -> tuple[list[int], int]:
     asked = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": PROBE}]
-    text = tokenizer.apply_chat_template(asked, tokenize=False)
+    text = chat_text(tokenizer, asked, answer_follows=False)
     tail = tokenizer.encode(text.rpartition(PROBE)[2], add_special_tokens=False)
     special = set(tokenizer.all_special_ids)
     for place, token in enumerate(tail):
@@ -65,15 +66,15 @@ def masked_answer(
     Raises:
         SpecBlockError: the tokenizer has no chat template, or the mask would be empty or full.
     """
-    before = render(tokenizer, messages[:-1])
-    whole = render(tokenizer, messages, answer_follows=False)
+    before = chat_tokens(tokenizer, messages[:-1])
+    whole = chat_tokens(tokenizer, messages, answer_follows=False)
     start = common_prefix(before, whole)
     if start < len(before) and (joined := _joined(tokenizer, messages, before, whole)):
         whole, start = joined, len(before)
     elif start < len(before):
         # a template may open the answer in another way than the prompt promised (a thought that
         # is left out), but what came before has to stay as it was
-        asked = render(tokenizer, messages[:-1], answer_follows=False)
+        asked = chat_tokens(tokenizer, messages[:-1], answer_follows=False)
         if start < common_prefix(asked, before):
             raise SpecBlockError(
                 "The chat template renders the question differently once it is answered, so that "
@@ -96,10 +97,8 @@ def _joined(
 
     The target goes on from the tokens of the header: line feeds of the two never merge.
     """
-    prompt = tokenizer.apply_chat_template(
-        messages[:-1], add_generation_prompt=True, tokenize=False
-    )
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    prompt = chat_text(tokenizer, messages[:-1])
+    text = chat_text(tokenizer, messages, answer_follows=False)
     if not text.startswith(prompt):
         return None
     joined = before + tokenizer.encode(text[len(prompt) :], add_special_tokens=False)
@@ -127,33 +126,32 @@ def read_conversations(
     limit: int | None = None,
     max_tokens: int | None = None,
     min_tokens: int = 8,
-    on_broken: Callable[[str], None] | None = None,
+    broken: BrokenRows | None = None,
 ) -> list[Answer]:
     """Answers that a file of conversations holds already, one for every assistant turn.
 
     ``limit`` is the most answers; those with a context over ``max_tokens`` or of fewer than
     ``min_tokens`` are left out. Shapes of rows:
-    :func:`specblock.training.data.prompts.conversation`.
+    :func:`specblock.training.data.conversation.conversation`.
 
     Raises:
-        SpecBlockError: a broken line (where ``on_broken`` is None), no answer, or an empty or
-            full mask.
+        SpecBlockError: a row that cannot be used (unless ``broken`` skips them) or that the chat
+            template refuses, no answer, or an empty or full mask.
     """
     answers: list[Answer] = []
-    for number, row in read_rows(path, on_broken):
+    broken = broken or BrokenRows()
+    for where, number, row in read_rows(path, broken):
         try:
             messages = conversation(row)
-        except ValueError as error:
-            sentence = f"{path}, line {number} cannot be used: it has {error}"
-            if on_broken is None:
-                raise SpecBlockError(f"{sentence}; repair or drop it.") from error
-            on_broken(f"{sentence}.")
+        except RowError as error:
+            broken(where, error)
             continue
-        name = str(row.get("id", f"line-{number}"))
+        name = row_name(row, "id") or f"line-{number}"
         for turn, last in enumerate(_answered(messages)):
             if limit is not None and len(answers) >= limit:
                 return answers
-            answer = masked_answer(tokenizer, messages[: last + 1], name=name, turn=turn)
+            with naming(where):
+                answer = masked_answer(tokenizer, messages[: last + 1], name=name, turn=turn)
             short = max_tokens is None or len(answer.ids) <= max_tokens
             if short and len(answer.answer_ids) >= min_tokens:
                 answers.append(answer)

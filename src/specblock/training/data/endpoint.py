@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specblock.errors import SpecBlockError
+from specblock.target.chat_template import naming
 from specblock.training.data import turns
 from specblock.training.data.chat_mask import masked_answer
 from specblock.training.data.prompts import Prompt
@@ -157,7 +158,8 @@ class _Run:
             return self._refuse("an answer without text")
         stopped = choice.finish_reason == "stop"
         messages = [*turn.messages, {"role": "assistant", "content": text}]
-        answer = masked_answer(self.tokenizer, messages, name=turn.id, stopped=stopped)
+        with naming(f"Conversation '{turn.id}', turn {turn.number}"):
+            answer = masked_answer(self.tokenizer, messages, name=turn.id, stopped=stopped)
         answered = Turn(turn.id, turn.number, turn.messages, answer.prompt_ids)
         return answer_row(answered, answer.answer_ids, heat, stopped)
 

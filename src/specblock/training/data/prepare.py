@@ -10,39 +10,29 @@ import hashlib
 import io
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import zstandard
 
-from specblock.errors import SpecBlockError
+from specblock.errors import RefusedByTemplateError, SpecBlockError
 from specblock.storage import atomic_file
-from specblock.training.data.prompts import Message, conversation, read_rows, user_turns
+from specblock.training.data.conversation import Message, RowError, conversation, row_name
+from specblock.training.data.prompts import check_template, user_turns
+from specblock.training.data.rows import ENDINGS, BrokenRows, Row, read_rows
 
 HUB_SECONDS = 10.0
 
 
-@dataclass
-class BrokenRows:
-    """What happens to a row that cannot be used: refused, or said, counted and skipped."""
-
-    skip: bool = False
-    say: Callable[[str], None] = lambda sentence: None
-    count: int = 0
-
-    def __call__(self, sentence: str) -> None:
-        if not self.skip:
-            raise SpecBlockError(f"{sentence.rstrip('.')}; repair it, or use --on-error skip.")
-        self.count += 1
-        self.say(sentence)
-
-
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows of a source; ``turns`` are the user turns of the kept ones."""
+    """What became of the rows of a source; ``turns`` are the user turns of the kept ones.
+
+    ``empty`` hold no user turn; ``broken`` could not be used, for which ``reasons``.
+    """
 
     read: int = 0
     kept: int = 0
@@ -50,32 +40,34 @@ class Counts:
     empty: int = 0
     broken: int = 0
     turns: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
     def plus(self, **more: int) -> Counts:
         return replace(self, **{name: getattr(self, name) + by for name, by in more.items()})
 
     def __str__(self) -> str:
+        told = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
         return (
             f"{self.read} rows read: {self.kept} kept ({self.turns} user turns), "
             f"{self.duplicates} duplicates, {self.empty} empty, {self.broken} broken"
+            + (f" ({told})" if told else "")
         )
 
 
 def source_rows(
     source: str, broken: BrokenRows, *, split: str = "train", subset: str | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of a JSONL file, or of a Hugging Face data set or folder of one.
+) -> Iterator[Row]:
+    """The rows of a file, or of a Hugging Face data set or folder of one.
 
     Raises:
-        SpecBlockError: the source cannot be read, or a broken line is refused.
+        SpecBlockError: the source cannot be read, or a broken row is refused.
     """
     path = Path(source).expanduser()
-    if path.is_file() or path.name.endswith((".jsonl", ".json", ".zst")):
-        for number, row in read_rows(path, broken):
-            yield f"{path}, line {number}", row
+    if path.is_file() or path.name.endswith(ENDINGS):
+        yield from read_rows(path, broken)
         return
-    for number, row in enumerate(_data_set_rows(source, split, subset), 1):
-        yield f"{source}, row {number}", row
+    for number, values in enumerate(_data_set_rows(source, split, subset), 1):
+        yield Row(f"{source}, row {number}", number, values)
 
 
 def _data_set_rows(name: str, split: str, subset: str | None) -> Iterator[dict[str, Any]]:
@@ -104,30 +96,34 @@ def _data_set_rows(name: str, split: str, subset: str | None) -> Iterator[dict[s
 
 
 def prepare_prompts(
-    rows: Iterable[tuple[str, dict[str, Any]]],
+    rows: Iterable[Row],
     out: Path,
     broken: BrokenRows,
     *,
     limit: int | None = None,
+    tokenizer: Any = None,
 ) -> Counts:
     """Write the normalised prompts of ``rows`` to ``out``, ``.jsonl`` or ``.jsonl.zst``.
 
     A conversation is a duplicate if its turns are those of an earlier one up to compatibility
     forms of Unicode and the amount of space. ``out`` appears whole or not at all. ``limit`` is
-    the most prompts kept.
+    the most prompts kept. With a ``tokenizer`` a row is broken as well that its chat template
+    refuses.
 
     Raises:
         SpecBlockError: a refused row, nothing to keep, or a full disk.
     """
     counts, seen, names = Counts(), set(), set()
     with atomic_file(out) as temporary, _text_file(temporary, out.suffix == ".zst") as file:
-        for where, row in rows:
+        for where, _, row in rows:
             if limit is not None and counts.kept >= limit:
                 break
             try:
                 groups = user_turns(conversation(row))
-            except ValueError as error:
-                broken(f"{where} cannot be used: it has {error}.")
+                if tokenizer is not None:
+                    _check_rendered(tokenizer, groups)
+            except RowError as error:
+                broken(where, error)
                 continue
             counts = counts.plus(read=1)
             messages = [message for group in groups for message in group]
@@ -140,13 +136,22 @@ def prepare_prompts(
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             counts = counts.plus(kept=1, turns=len(groups))
         # broken ones are counted where they are found, here or in the source
-        counts = replace(counts, read=counts.read + broken.count, broken=broken.count)
+        lost = broken.reasons.total()
+        counts = replace(counts, read=counts.read + lost, broken=lost, reasons=broken.reasons)
         if not counts.kept:
             raise SpecBlockError(
                 f"There is no usable user turn in the data ({counts}): give rows with messages, "
                 f"conversations, turns or a prompt."
             )
     return counts
+
+
+def _check_rendered(tokenizer: Any, groups: list[list[Message]]) -> None:
+    try:
+        check_template(tokenizer, groups, "")
+    except RefusedByTemplateError as error:
+        words = f"the chat template refuses it: {error.words}"
+        raise RowError("refused by the chat template", words) from error
 
 
 def duplicate_key(messages: list[Message]) -> bytes:
@@ -159,8 +164,7 @@ def duplicate_key(messages: list[Message]) -> bytes:
 
 def _unused_name(row: dict[str, Any], key: bytes, names: set[str]) -> str:
     """The row's own id where it has one that is free: answers are filed under it."""
-    own = row.get("id", row.get("conversation_id", row.get("prompt_id")))
-    name = str(own) if isinstance(own, str | int) and str(own) else key.hex()
+    name = row_name(row, "id", "conversation_id", "prompt_id") or key.hex()
     if name in names:
         name = f"{name}-{key.hex()[:12]}"
     names.add(name)

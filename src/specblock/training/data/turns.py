@@ -7,7 +7,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from specblock.training.data.prompts import Message, Prompt, render
+from specblock.target.chat_template import chat_tokens, naming
+from specblock.training.data.conversation import Message
+from specblock.training.data.prompts import Prompt
 from specblock.training.data.shards import AnswerStore
 
 # (value, share): the authors' scripts; shares sum to 1
@@ -92,7 +94,8 @@ def turn_of(
         if not text.strip():
             return None
         messages += [{"role": "assistant", "content": text.strip()}, *group]
-    ids = render(tokenizer, messages)
+    with naming(f"Conversation '{prompt.id}', turn {number}"):
+        ids = chat_tokens(tokenizer, messages)
     if max_tokens is not None and len(ids) > max_tokens:
         return None
     return Turn(prompt.id, number, messages, ids)
