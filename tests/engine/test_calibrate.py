@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from specblock.drafters.base import FixedBudget
 from specblock.engine import calibrate, loading, measure, slow_dtype
 from specblock.engine.exactness import repeats_plain
 from specblock.errors import ModelError
@@ -108,14 +107,15 @@ def test_what_scatters_is_used_and_not_kept(tmp_path, monkeypatch, caplog):
     assert calibrate.load_calibration(target, None, tmp_path).costs.to_dict() == costs.to_dict()
 
 
-def test_too_little_time_means_the_fixed_budget(tmp_path, monkeypatch, caplog):
+def test_too_little_time_means_plain_tokens(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(loading, "FIRST_SECONDS", 0.0)
     speculator = loading.assemble(
         make_target("llama"), make_tokenizer(), "lookup", cache_dir=tmp_path
     )
-    assert isinstance(speculator.budget, FixedBudget)
-    assert "60 nodes" in caplog.text
-    assert speculator.generate("w7 w8 w7 w8", max_new_tokens=4, ignore_eos=True).token_ids
+    assert "one by one" in caplog.text
+    answer = speculator.generate("w7 w8 w7 w8", max_new_tokens=40, ignore_eos=True)
+    assert answer.stats.new_tokens == 40
+    assert answer.stats.drafted_nodes == 0
 
 
 def test_plain_decoding_measures_nothing(tmp_path):

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 LOOKUP = "lookup"
+# Where even measuring is too slow, no draft is known to pay: every row is taken to cost a step.
+UNMEASURED = CostTable({1: 1.0, 2: 2.0}, {1: 1.0}, {1: 1.0})
 _log = logging.getLogger("specblock")
 
 
@@ -184,11 +186,11 @@ def _costs(
         measured = measure(target, drafter, cache_dir=cache_dir, on_step=on_step, seconds=seconds)
     except OutOfTimeError:
         _log.warning(
-            "Measuring this machine takes more than %.0f seconds: every round verifies the paper's "
-            "60 nodes meanwhile; 'specblock calibrate' measures without a limit.",
+            "Measuring this machine takes more than %.0f seconds: tokens come one by one until "
+            "'specblock calibrate' has measured without a limit.",
             seconds,
         )
-        return None
+        return UNMEASURED
     return measured.costs
 
 

@@ -73,6 +73,7 @@ def measure_routes(
     for group in _groups(linears):
         timed = {shape: seconds[shape] for shape in group}
         alike = [linear for linear in exact if linear.shape in group]
+        deadline.check()
         agreements = agreeing_routes(alike, may_copy)
         chosen |= choose_routes(timed) if not alike else choose_exact_routes(timed, agreements)
     return RouteTable(chosen)
