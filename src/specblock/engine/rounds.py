@@ -111,7 +111,7 @@ def _rounds(
         begun = clock()
         with record_function(PARTS[0]):
             tree, asked = draft(drafter, budget, copies, context[-1], target.device)
-            tree = tree.up_to(min(target.depth_left, room - stats.new_tokens - 1))
+            tree = tree.up_to(target.depth_left)
         drafted = clock()
         with record_function(PARTS[1]):
             output = target.verify(tree)
