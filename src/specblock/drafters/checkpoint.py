@@ -1,7 +1,8 @@
 """Checkpoints of every drafter: ``config.json`` beside ``model.safetensors``.
 
 The vocabulary maps ``d2t`` and ``t2d`` are stored with the weights. What belongs to the target is
-not: never the embeddings, and not ``lm_head.weight`` where the config says that it is the target's.
+not: neither the embeddings, unless the config says that the drafter has its own, nor
+``lm_head.weight`` where the config says that it is the target's.
 The weights carry a copy of the config in their header, because two files cannot be replaced in one
 step: a pair of different origin is refused instead of computing nonsense.
 """
@@ -81,7 +82,7 @@ def load_checkpoint(
         config_class, network: what the folder is to hold: its config's class, and what builds the
             network from a config.
         embeddings: [V, H], the target's input embeddings; shared, not copied, where dtype and
-            device are already right. Never trained.
+            device are already right. Never trained. Own ones of a drafter give way if equal.
         target_head: [V, H], the target's output head; needed if ``config.target_lm_head``, whose
             ``lm_head`` is a frozen copy of its rows of the draft vocabulary.
 
@@ -105,7 +106,9 @@ def load_checkpoint(
     model = _skeleton(config, network)
     _check_matrix("input embeddings", embeddings, config)
     (name,) = (name for name in model.state_dict() if name.endswith(EMBEDDINGS))
-    state[name] = embeddings.detach().to(device, dtype)
+    shared = embeddings.detach().to(device, dtype)
+    if name not in state or torch.equal(state[name], shared):
+        state[name] = shared
     if config.target_lm_head:
         if target_head is None:
             raise CheckpointError(f"The drafter in {folder} needs the target's output head.")
@@ -154,7 +157,8 @@ def stored_shapes(config: StoredConfig, network: Network) -> dict[str, tuple[int
     return {
         name: tuple(tensor.shape)
         for name, tensor in state.items()
-        if not name.endswith(EMBEDDINGS) and not (config.target_lm_head and name == HEAD)
+        if (config.own_embeddings or not name.endswith(EMBEDDINGS))
+        and not (config.target_lm_head and name == HEAD)
     }
 
 

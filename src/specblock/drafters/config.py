@@ -22,6 +22,7 @@ class StoredConfig:
     """
 
     drafter_type: ClassVar[str]
+    own_embeddings = False  # a field of the drafters that may have others than the target's
 
     def __post_init__(self) -> None:
         if self.feature_convention != FEATURE_CONVENTION:

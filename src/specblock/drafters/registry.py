@@ -16,6 +16,7 @@ from specblock.drafters.config import StoredConfig, read_json
 from specblock.drafters.eagle3.config import Eagle3Config
 from specblock.drafters.eagle3.drafter import Eagle3Drafter
 from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.eagle3.published_config import is_published
 from specblock.drafters.parallel.config import ParallelConfig
 from specblock.drafters.parallel.drafter import ParallelDrafter
 from specblock.drafters.parallel.model import ParallelModel
@@ -67,10 +68,18 @@ def kind_of(drafter_type: object) -> DrafterKind:
 def read_config(folder: str | Path) -> StoredConfig:
     """The config of a drafter's folder, of whatever kind it is.
 
-    Raises :class:`CheckpointError` if there is none, it is damaged, or of an unknown kind.
+    Raises :class:`CheckpointError` if there is none, it is damaged, of an unknown kind, or in a
+    published layout.
     """
     folder = Path(folder)
-    kind = kind_of(read_json(folder).get("drafter_type"))
+    data = read_json(folder)
+    specblock = "specblock" in str(data.get("architectures")).lower()
+    if "drafter_type" not in data and (specblock or is_published(data)):
+        raise CheckpointError(
+            f"{folder} holds a drafter as others publish it; run `specblock convert {folder} OUT "
+            "--target MODEL` and use OUT."
+        )
+    kind = kind_of(data.get("drafter_type"))
     return checkpoint.read_config(folder, kind.config)
 
 

@@ -80,14 +80,38 @@ def embeddings():
 
 
 class Reference:
-    """The network of the published weights, entry by entry, float64."""
+    """The network of the published weights, entry by entry, float64.
 
-    def __init__(self, tensors, theta=10000.0, scaling=None):
+    ``flags`` names what the config switches on: norm_before_residual, norm_before_fc, fc_norm,
+    norm_output. Weights go by the authors' names.
+    """
+
+    def __init__(self, tensors, theta=10000.0, scaling=None, flags=()):
         self.w = {name: value.double() for name, value in tensors.items()}
-        self.emb, self.theta, self.scaling = embeddings().double(), theta, scaling
+        self.emb = self.w.get("embed_tokens.weight", embeddings().double())
+        self.theta, self.scaling, self.flags = theta, scaling, flags
+
+    def first(self, features):
+        """The condition of a pair from the target's features, all layers in a row."""
+        features = features.double()
+        if "norm_before_fc" in self.flags:
+            features = self.norm(features, "input_norm")
+        if "fc_norm" in self.flags:
+            parts = features.split(HIDDEN)
+            features = torch.cat([self.norm(x, f"fc_norm.{i}") for i, x in enumerate(parts)])
+        return self.w["fc.weight"] @ features
+
+    def next(self, y):
+        """The condition of what follows a prediction from ``y``."""
+        return self.norm(y, "norm") if "norm_output" in self.flags else y
 
     def norm(self, x, name):
         return x / torch.sqrt((x * x).mean() + 1e-5) * self.w[name + ".weight"]
+
+    def head_norm(self, x, name):
+        if name + ".weight" not in self.w:
+            return x
+        return torch.cat([self.norm(head, name) for head in x.view(-1, DIM)])
 
     def frequency(self, pair):
         frequency = self.theta ** (-2 * pair / DIM)
@@ -117,9 +141,13 @@ class Reference:
     def step(self, g, token, position, seen):
         """One entry; ``seen`` are the (key, value) it sees besides its own. Returns y and entry."""
         emb = self.norm(self.emb[token], "midlayer.input_layernorm")
-        u = torch.cat((emb, self.norm(g, "midlayer.hidden_norm")))
+        normed = self.norm(g, "midlayer.hidden_norm")
+        u = torch.cat((emb, normed))
         w = {name: self.w[f"midlayer.self_attn.{name}_proj.weight"] for name in "qkvo"}
-        q, k = self.rotated(w["q"] @ u, position), self.rotated(w["k"] @ u, position)
+        q, k = (
+            self.rotated(self.head_norm(w[name] @ u, f"midlayer.self_attn.{name}_norm"), position)
+            for name in "qk"
+        )
         entry = k, (w["v"] @ u).view(KV, DIM)
         entries = [*seen, entry]
         heads = []
@@ -130,7 +158,8 @@ class Reference:
             heads.append(
                 sum(p * value[group] for p, (_, value) in zip(weights, entries, strict=True))
             )
-        y = g + w["o"] @ torch.cat(heads)
+        residual = normed if "norm_before_residual" in self.flags else g
+        y = residual + w["o"] @ torch.cat(heads)
         n = self.norm(y, "midlayer.post_attention_layernorm")
         mlp = {name: self.w[f"midlayer.mlp.{name}_proj.weight"] for name in ("gate", "up", "down")}
         gate = mlp["gate"] @ n

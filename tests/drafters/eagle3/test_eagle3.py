@@ -18,6 +18,8 @@ from specblock.tree.sampling import SamplingParams
 VARIANTS = {
     "paper": {},
     "departures": {"feature_norm": True, "sink": True},
+    "published: residual, fc": {"norm_before_residual": True, "norm_before_fc": True},
+    "published: output, heads": {"norm_output": True, "qk_norm": True, "feature_norm": True},
     "one head": {"num_attention_heads": 1, "num_key_value_heads": 1},
 }
 LENGTH = 17

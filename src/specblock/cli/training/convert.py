@@ -84,7 +84,7 @@ def _convert_published(
         target_layers = target_layers or target_layer_count(folder)
         fingerprint = tokenizer_fingerprint(load_tokenizer(folder, target))
     converter = convert_eagle3 if is_eagle3(source) else convert_published
-    converter(
+    config = converter(
         source,
         out,
         target_layers=target_layers,
@@ -92,6 +92,7 @@ def _convert_published(
         tokenizer_fingerprint=fingerprint,
         target_name=target or "",
     )
+    typer.echo(f"It reads the outputs of layers {', '.join(map(str, config.feature_layers))}.")
 
 
 def _layer_list(text: str | None) -> tuple[int, ...] | None:

@@ -13,8 +13,8 @@ from specblock.drafters.layers import rope_type
 class Eagle3Config(StoredConfig):
     """Shape and wiring of the network (EAGLE-3, arXiv 2503.01840).
 
-    The last group are the departures that our SpecBlock drafters make too, each off by default, so
-    that the two can be compared on equal terms.
+    The last two groups are departures, each off by default: those that our SpecBlock drafters make
+    too, so that the two can be compared on equal terms, and those that published drafters make.
     """
 
     drafter_type: ClassVar[str] = "eagle3"
@@ -41,6 +41,12 @@ class Eagle3Config(StoredConfig):
     feature_norm: bool = False  # RMS norm on every feature layer before fc
     sink: bool = False  # a learned entry before position 0, for a layer that rests on one
     target_lm_head: bool = False  # lm_head is the target's rows of the draft vocabulary: not stored
+    # departures of published drafters
+    own_embeddings: bool = False  # embed_tokens is not the target's: stored
+    qk_norm: bool = False  # an RMS norm over every head of queries and keys
+    norm_before_residual: bool = False  # the residual is the condition as attention reads it
+    norm_before_fc: bool = False  # one RMS norm over all features together
+    norm_output: bool = False  # what is fed back is what the head reads: after the final norm
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,55 +1,45 @@
-"""Turns a checkpoint of the public EAGLE-3 layout into ours.
+"""Turns a published EAGLE-3 checkpoint, the authors' layout or that of *speculators*, into ours.
 
-Theirs is ``config.json`` (a Llama config with ``draft_vocab_size``) and ``model.safetensors`` or
-``pytorch_model.bin``, with the vocabulary maps among the weights. The names of the weights are the
-same as ours. The layers that the features come from follow from the target's number of layers,
-which therefore has to be given.
+The layers that the features come from, where a checkpoint does not name them, follow from the
+target's number of layers, which therefore has to be given.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from specblock.drafters.checkpoint import (
     CONFIG,
-    EMBEDDINGS,
-    WEIGHTS,
+    HEAD,
     check_tensors,
     check_vocabulary_map,
-    read_tensors,
     stored_shapes,
     write_tensors,
 )
-from specblock.drafters.config import paper_feature_layers
 from specblock.drafters.eagle3.config import Eagle3Config
 from specblock.drafters.eagle3.model import Eagle3Model
-from specblock.drafters.published import check_request, read_pickle, read_published
+from specblock.drafters.eagle3.published_config import (
+    flat,
+    is_published,
+    named_layers,
+    network_fields,
+)
+from specblock.drafters.eagle3.published_weights import PublishedWeights, read_weights
+from specblock.drafters.published import check_request, read_published
 from specblock.errors import CheckpointError
 
 __all__ = ["convert_eagle3", "is_eagle3"]
 
-PICKLED = "pytorch_model.bin"
-_MAPS = ("d2t", "t2d")
-_REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-
 
 def is_eagle3(source: str | Path) -> bool:
-    """Whether the folder's config is that of a published EAGLE-3 drafter; False if unreadable.
-
-    Early ones call themselves LlamaForCausalLM; the draft vocabulary gives them away.
-    """
+    """Whether the folder's config is that of a published EAGLE-3 drafter; False if unreadable."""
     try:
-        published = read_published(Path(source) / CONFIG)
+        return is_published(read_published(Path(source) / CONFIG))
     except CheckpointError:
         return False
-    names = " ".join(map(str, published.get("architectures") or [])).lower()
-    if "specblock" in names or "drafter_type" in published:
-        return False
-    return "eagle3" in names or "draft_vocab_size" in published
 
 
 def convert_eagle3(
@@ -61,12 +51,15 @@ def convert_eagle3(
     tokenizer_fingerprint: str = "",
     target_name: str = "",
 ) -> Eagle3Config:
-    """Read the public layout in ``source``, write ours to ``out``; weights keep their dtype.
+    """Read a published layout in ``source``, write ours to ``out``; weights keep their dtype.
+
+    Embeddings among the weights are stored: whether they are the target's shows when the two meet
+    (:func:`specblock.drafters.checkpoint.load_checkpoint`).
 
     Args:
         target_layers: number of decoder layers of the target.
-        feature_layers: 0-based layers whose outputs are the features; None takes the paper's,
-            layers 1, n/2 - 1 and n - 4 of a target of n layers.
+        feature_layers: 0-based layers whose outputs are the features; None takes those that the
+            checkpoint names, or else the paper's, layers 1, n/2 - 1 and n - 4 of a target of n.
         tokenizer_fingerprint: of the target's tokenizer; empty leaves it out.
         target_name: recorded for error messages.
 
@@ -81,107 +74,57 @@ def convert_eagle3(
     source, out = Path(source), Path(out)
     published = read_published(source / CONFIG)
     check_request(source, out, target_layers)
-    _refuse_unsupported(published, feature_layers)
-    tensors, path = _read_weights(source)
-    network = _network(published, tensors)
-    if network["draft_vocab_size"] == network["vocab_size"]:
-        tensors.update(_identity(network["vocab_size"]))  # the maps are not used then
+    found = flat(published)
+    weights = read_weights(source)
+    network = network_fields(found, weights.tensors)
+    if HEAD not in weights.tensors and network["draft_vocab_size"] == network["vocab_size"]:
+        network["target_lm_head"] = True
     config = Eagle3Config(
         target_layers=target_layers,
-        feature_layers=tuple(feature_layers or paper_feature_layers(target_layers)),
+        feature_layers=feature_layers or _layers(found, target_layers, weights),
         tokenizer_fingerprint=tokenizer_fingerprint,
         target_name=target_name,
         **network,
     )
-    check_tensors(tensors, stored_shapes(config, Eagle3Model), path)
-    check_vocabulary_map(tensors["d2t"], tensors["t2d"], path)
+    tensors = weights.tensors | _vocabulary_maps(config, weights.tensors)
+    _check(config, tensors, weights)
     origin = {"converted_from": "published", "architectures": published.get("architectures")}
     write_tensors(config, tensors, out, origin)
     return config
 
 
-def _identity(size: int) -> dict[str, Tensor]:
-    return {
-        "d2t": torch.zeros(size, dtype=torch.int64),
-        "t2d": torch.ones(size, dtype=torch.bool),
-    }
+def _layers(found: dict, target_layers: int, weights: PublishedWeights) -> tuple[int, ...]:
+    fc = weights.tensors.get("fc.weight")
+    if fc is None or fc.ndim != 2:
+        raise CheckpointError(f"{weights.path} lacks the matrix fc.weight; copy it again.")
+    return named_layers(found, target_layers, fc.shape[1] // found["hidden_size"])
 
 
-def _read_weights(source: Path) -> tuple[dict[str, Tensor], Path]:
-    """The tensors, without the target's embeddings, and the file they are from."""
-    path = source / WEIGHTS
-    if not path.exists() and (source / PICKLED).exists():
-        path = source / PICKLED
-        content = read_pickle(path)
-        # copies of their own: tensors that share memory cannot be stored
-        tensors = {
-            str(name): value.clone(memory_format=torch.contiguous_format)
-            for name, value in content.items()
-            if isinstance(value, Tensor)
+def _check(config: Eagle3Config, tensors: dict[str, Tensor], weights: PublishedWeights) -> None:
+    wanted = stored_shapes(config, Eagle3Model)
+    check_tensors(
+        {weights.spelled(name): tensor for name, tensor in tensors.items()},
+        {weights.spelled(name): shape for name, shape in wanted.items()},
+        weights.path,
+    )
+    check_vocabulary_map(tensors["d2t"], tensors["t2d"], weights.path)
+
+
+def _vocabulary_maps(config: Eagle3Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The maps that the file lacks and that follow: both of a full vocabulary, where the file's
+    are not used, or one from the other."""
+    draft, full = config.draft_vocab_size, config.vocab_size
+    if draft == full:
+        return {
+            "d2t": torch.zeros(full, dtype=torch.int64),
+            "t2d": torch.ones(full, dtype=torch.bool),
         }
-    else:
-        tensors, _ = read_tensors(path)
-    tensors = {name: value for name, value in tensors.items() if not name.endswith(EMBEDDINGS)}
-    for name, dtype in zip(_MAPS, (torch.int64, torch.bool), strict=True):
-        if name in tensors and not tensors[name].is_floating_point():
-            tensors[name] = tensors[name].to(dtype)
-    return tensors, path
-
-
-def _network(published: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The network's part of our config. Absent fields get what the public code takes then."""
-
-    def value(name: str, default: Any) -> Any:
-        given = published.get(name)
-        return default if given is None else given
-
-    heads, size = published["num_attention_heads"], published["hidden_size"]
-    head = tensors.get("lm_head.weight")
-    network = {
-        "hidden_size": size,
-        "vocab_size": published["vocab_size"],
-        "intermediate_size": published["intermediate_size"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": value("num_key_value_heads", heads),
-        "draft_vocab_size": value("draft_vocab_size", 32000 if head is None else len(head)),
-    }
-    for name, number in network.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise CheckpointError(f"config.json has {name} {number!r}, not a positive number.")
-    network["head_dim"] = value("head_dim", size // heads)
-    parameters = value("rope_parameters", {})
-    scaling = value("rope_scaling", None) or parameters or None
-    if scaling is not None:
-        scaling = {name: entry for name, entry in scaling.items() if name != "rope_theta"}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        scaling = None if kind == "default" else scaling
-    network["rope_scaling"] = scaling
-    network["rope_theta"] = float(value("rope_theta", parameters.get("rope_theta") or 10000.0))
-    network["rms_norm_eps"] = float(value("rms_norm_eps", 1e-6))
-    return network
-
-
-def _refuse_unsupported(published: dict[str, Any], feature_layers: tuple[int, ...] | None) -> None:
-    missing = [name for name in _REQUIRED if published.get(name) is None]
-    if missing:
-        raise CheckpointError(f"config.json lacks {', '.join(missing)}; copy it again.")
-    size = published["hidden_size"]
-    wanted = {
-        "target_hidden_size": (None, size),
-        "hidden_act": (None, "silu"),
-        "num_hidden_layers": (None, 1),
-        "norm_before_residual": (None, False),
-        "attention_bias": (None, False),
-    }
-    for name, allowed in wanted.items():
-        if published.get(name) not in allowed:
-            raise CheckpointError(
-                f"The drafter has {name} {published[name]!r}, but only {allowed[-1]!r} is "
-                "supported; choose another one."
-            )
-    layers = (published.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-    if layers and feature_layers is None:
-        raise CheckpointError(
-            f"The drafter names its own feature layers {layers} (usually counted one above ours: "
-            "the input of a layer, not its output); give them as --feature-layers."
-        )
+    d2t, t2d = tensors.get("d2t"), tensors.get("t2d")
+    if d2t is None and t2d is not None and t2d.dtype == torch.bool:
+        marked = t2d.nonzero().flatten()
+        return {"d2t": marked - torch.arange(len(marked))}
+    if t2d is None and d2t is not None and d2t.dtype == torch.int64:
+        ids = torch.arange(len(d2t)) + d2t
+        if len(ids) and int(ids.min()) >= 0 and int(ids.max()) < full:
+            return {"t2d": torch.zeros(full, dtype=torch.bool).index_fill_(0, ids, True)}
+    return {}

@@ -167,7 +167,7 @@ class Eagle3Drafter(PairQueue):
         count, start = len(rows), self._entries + level.visible.shape[1]
         own = torch.eye(count, dtype=torch.bool, device=rows.device)
         visible = torch.cat((level.visible[rows], own), dim=1)
-        condition = level.hidden[rows]
+        condition = self.model.fed_back(level.hidden[rows])
         mask = additive(F.pad(visible, (self._entries, 0), value=True), condition.dtype)
         # the last committed pair is at `entries - 1`, its continuations follow
         positions = torch.full_like(rows, self._entries - 1 + level.depth)

@@ -28,9 +28,10 @@ class Eagle3Layer(nn.Module):
         size, eps = config.hidden_size, config.rms_norm_eps
         self.hidden_norm = RMSNorm(size, eps)
         self.input_layernorm = RMSNorm(size, eps)
-        self.self_attn = Attention(config, width=2 * size)
+        self.self_attn = Attention(config, width=2 * size, qk_norm=config.qk_norm)
         self.post_attention_layernorm = RMSNorm(size, eps)
         self.mlp = MLP(config)
+        self.norm_before_residual = config.norm_before_residual
 
     def inputs(self, embedded: Tensor, condition: Tensor) -> Tensor:
         """``[RMS(emb(token)); RMS(condition)]``, [..., 2H]."""
@@ -39,7 +40,8 @@ class Eagle3Layer(nn.Module):
 
     def finish(self, condition: Tensor, attended: Tensor) -> Tensor:
         """The layer's output, given the attention result ``[..., heads * d]``."""
-        x = condition + self.self_attn.o_proj(attended)
+        residual = self.hidden_norm(condition) if self.norm_before_residual else condition
+        x = residual + self.self_attn.o_proj(attended)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -59,6 +61,9 @@ class Eagle3Model(nn.Module):
         count = len(config.feature_layers)
         self.feature_norms = (
             FeatureNorms(count, size, config.rms_norm_eps) if config.feature_norm else None
+        )
+        self.input_norm = (
+            RMSNorm(count * size, config.rms_norm_eps) if config.norm_before_fc else None
         )
         self.fc = nn.Linear(count * size, size, bias=False)
         self.midlayer = Eagle3Layer(config)
@@ -80,7 +85,13 @@ class Eagle3Model(nn.Module):
         """The condition ``[..., H]`` of the target's ``features [..., F * H]``."""
         if self.feature_norms is not None:
             features = self.feature_norms(features)
+        if self.input_norm is not None:
+            features = self.input_norm(features)
         return self.fc(features)
+
+    def fed_back(self, hidden: Tensor) -> Tensor:
+        """The condition ``[..., H]`` of what follows a prediction from ``hidden [..., H]``."""
+        return self.norm(hidden) if self.config.norm_output else hidden
 
     def inputs(self, condition: Tensor, tokens: Tensor) -> Tensor:
         """What attention reads, ``[..., 2H]``, of ``condition [..., H]`` and next tokens."""
@@ -93,7 +104,8 @@ class Eagle3Model(nn.Module):
         return self.midlayer.self_attn.keys_values(x, *angles)
 
     def run(self, condition: Tensor, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states ``[..., H]`` (before the final norm), to predict from and to feed back.
+        """Hidden states ``[..., H]`` before the final norm, to predict from and to feed back
+        (:meth:`fed_back`).
 
         Args:
             condition: [..., H]; tokens: int64 [...], the token after each.

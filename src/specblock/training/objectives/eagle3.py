@@ -65,7 +65,7 @@ def run_step(
     """Step j >= 1 at some pairs; returns hidden states ``[B, M, H]`` and the step's own entries.
 
     Args:
-        condition: [B, M, H], the output of step j - 1.
+        condition: [B, M, H], the hidden states of step j - 1.
         tokens: int64 [B, M], the token j behind each pair's own.
         pairs: int64 [B, M]; earlier: the entries of steps 1 to j - 1.
     """
@@ -80,7 +80,7 @@ def run_step(
         return sight.attend(q[:, :, None], trunk.keys, trunk.values, own_k, own_v).squeeze(2)
 
     positions = pairs + model.offset + len(earlier) + 1
-    hidden = model.run(condition, tokens, positions, attend)
+    hidden = model.run(model.fed_back(condition), tokens, positions, attend)
     return hidden, kept[0]
 
 
