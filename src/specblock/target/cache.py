@@ -7,9 +7,32 @@ concatenates. Models whose layers differ in head shape get one storage per shape
 
 from __future__ import annotations
 
+import inspect
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from specblock.errors import ModelError
+
+_ARGUMENTS = ("cache", "past_key_values")  # of a forward: the newer name, the older name
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What the forward of ``model`` calls its key/value cache.
+
+    A wrapper that hands everything on, as adapter libraries put around a model, names nothing: the
+    first module within it that does answers. Raises :class:`ModelError` where none does.
+    """
+    for module in model.modules():
+        parameters = inspect.signature(module.forward).parameters
+        for name in _ARGUMENTS:
+            if name in parameters:
+                return name
+    raise ModelError(
+        f"{type(model).__name__} takes no key/value cache; use a decoder-only causal language "
+        "model of transformers."
+    )
 
 
 class PreallocatedLayer(CacheLayerMixin):

@@ -19,7 +19,7 @@ from specblock.errors import ContextError, ModelError
 from specblock.kernels.linear import RoutedLinear
 from specblock.kernels.route_table import RouteTable
 from specblock.target import attention, invariant, masks
-from specblock.target.cache import PathCache
+from specblock.target.cache import PathCache, cache_argument
 from specblock.target.loan import Loan
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class Target:
     ):
         self.model, self.owned = model, owned
         self.config = text_config(model)
+        self.cache_argument = cache_argument(model)
         self.kinds = masks.attention_kinds(self.config)
         self.window = getattr(self.config, "sliding_window", None)
         self.prefill_chunk = prefill_chunk
@@ -271,9 +272,9 @@ class Target:
                 input_ids=ids[None],
                 attention_mask=self._model_mask(visible, positions),
                 position_ids=positions[None],
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=keep,
+                **{self.cache_argument: self.cache},
             )
         features = self._tap.take()
         return output.logits[0], None if features is None else features[0]

@@ -24,7 +24,7 @@ from specblock.errors import ModelError
 from specblock.kernels.linear import route_linears
 from specblock.kernels.route_table import ROW_BUCKETS, RouteTable
 from specblock.target import attention
-from specblock.target.cache import PathCache
+from specblock.target.cache import PathCache, cache_argument
 from specblock.target.masks import FULL, additive, attention_kinds
 from specblock.target.model import text_config
 from specblock.training.data import turns
@@ -107,6 +107,7 @@ def answer_batch(
     ids = torch.tensor([[0] * (longest - len(p.ids)) + p.ids for p in prompts], device=device)
     heat = torch.tensor(temperatures, device=device)
     cache = PathCache(text_config(model).num_hidden_layers, longest + config.max_new_tokens)
+    handed = {cache_argument(model): cache}
     answers: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
     for _ in range(config.max_new_tokens):
@@ -122,9 +123,9 @@ def answer_batch(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(queries[None] - pads[:, None]).clamp(min=0),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **handed,
         )
         cache.advance(rows)
         tokens = draw_batch(output.logits[:, -1], heat, config, generator)
