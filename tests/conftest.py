@@ -1,5 +1,7 @@
 """``--portable``: the suite as a processor sees it that runs none of the optional kernels."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 
@@ -39,4 +41,6 @@ def pytest_configure(config):
 
 
 def pytest_report_header(config):
-    return "optional kernels: all raise" if config.getoption("--portable") else None
+    used = ("torch", "transformers", "tokenizers", "huggingface_hub", "pydantic", "typer", "numpy")
+    lines = ["with " + ", ".join(f"{name} {version(name)}" for name in used)]
+    return lines + ["optional kernels: all raise"] * config.getoption("--portable")

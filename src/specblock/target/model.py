@@ -22,7 +22,7 @@ from specblock.target import attention, invariant, masks
 from specblock.target.cache import PathCache
 from specblock.target.loan import Loan
 from specblock.target.positions import Positions
-from specblock.target.structure import cache_argument, text_config
+from specblock.target.structure import cache_argument, forward_of, text_config
 from specblock.target.tap import FeatureTap
 from specblock.target.verifiable import check_untested, check_verifiable
 
@@ -84,8 +84,8 @@ class Target:
         self.positions = Positions(model)
         self._ids: Tensor | None = None  # in the cache; kept where it may have to be filled anew
         self._tree: DraftTree | None = None
-        self._cache_name = cache_argument(model.forward)
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._cache_name = cache_argument(forward_of(model))
+        self._keeps = "logits_to_keep" in inspect.signature(forward_of(model)).parameters
         # layers that reuse keys of others compute only the rows whose logits are asked for
         reuses = bool(getattr(self.config, "num_kv_shared_layers", 0))
         self._prompt_logits = 0 if reuses and self.feature_layers else 1

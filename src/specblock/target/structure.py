@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from specblock.errors import ModelError
 
@@ -20,6 +21,13 @@ def cache_argument(function: Callable) -> str | None:
     """The name of the argument that takes a cache; transformers 5.24 gave it another."""
     asked = inspect.signature(function).parameters
     return next((name for name in ("cache", "past_key_values") if name in asked), None)
+
+
+def forward_of(model: nn.Module) -> Callable:
+    """The forward that names what it takes: a wrapper, as adapter libraries put around a model,
+    hands everything on."""
+    within = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return next(within, model).forward
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -12,7 +12,7 @@ from torch import nn
 from specblock.errors import ModelError
 from specblock.target.families import FAMILIES
 from specblock.target.masks import FULL, SLIDING
-from specblock.target.structure import cache_argument, text_config
+from specblock.target.structure import cache_argument, forward_of, text_config
 from specblock.tree.draft_tree import DraftTree
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def check_verifiable(model: nn.Module) -> None:
             f"{name} carries a state from token to token, which cannot leave out rejected drafts: "
             f"{_ADVICE}."
         )
-    asked = inspect.signature(model.forward).parameters
-    if cache_argument(model.forward) is None:
+    asked = inspect.signature(forward_of(model)).parameters
+    if cache_argument(forward_of(model)) is None:
         raise ModelError(f"{name} keeps no cache of keys and values: {_ADVICE}.")
     if getattr(config, "alibi", False) or "position_ids" not in asked:
         raise ModelError(

@@ -158,17 +158,17 @@ train_drafter(make_target("llama"), make_tokenizer(), folder / "answers.jsonl", 
 def test_sigterm_finishes_the_step_saves_and_exits_with_0(tmp_path):
     write_answers(tmp_path / "answers.jsonl")
     search = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
-    process = subprocess.Popen(
+    lines = []
+    with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": search},
-    )
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("{'step': 2,"):
-            process.send_signal(signal.SIGTERM)
+    ) as process:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("{'step': 2,"):
+                process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
     assert lines[-1].startswith("stopped at step ")
     step = int(lines[-1].split()[3])

@@ -26,7 +26,7 @@ from specblock.kernels.route_table import ROW_BUCKETS, RouteTable
 from specblock.target import attention
 from specblock.target.cache import PathCache
 from specblock.target.masks import FULL, additive, attention_kinds
-from specblock.target.structure import cache_argument, text_config
+from specblock.target.structure import cache_argument, forward_of, text_config
 from specblock.target.verifiable import check_verifiable
 from specblock.training.data import turns
 from specblock.training.data.prompts import Prompt
@@ -123,7 +123,7 @@ def answer_batch(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(queries[None] - pads[:, None]).clamp(min=0),
-            **{cache_argument(model.forward): cache},
+            **{cache_argument(forward_of(model)): cache},
             use_cache=True,
             logits_to_keep=1,
         )
