@@ -29,8 +29,12 @@ class Wrapper(nn.Module):
     def __init__(self, inner):
         super().__init__()
         self.inner = inner
-        self.config, self.get_decoder = inner.config, inner.get_decoder
-        self.device, self.dtype = inner.device, inner.dtype
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
 
     def forward(self, *args, **kwargs):
         return self.inner(*args, **kwargs)
