@@ -6,9 +6,9 @@ import transformers
 
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.errors import ModelError
-from specblock.target.families import FAMILIES
+from specblock.target.architecture.families import FAMILIES
+from specblock.target.architecture.verifiable import distance_from_plain
 from specblock.target.model import Target
-from specblock.target.verifiable import distance_from_plain
 from specblock.tree.sampling import SamplingParams
 from tests import families
 from tests.engine.reference import generate

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from specblock.target.architecture.structure import cache_argument, forward_of
 from specblock.target.model import Target
-from specblock.target.structure import cache_argument, forward_of
 from tests.tiny import make_target
 
 

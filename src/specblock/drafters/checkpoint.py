@@ -96,10 +96,9 @@ def load_checkpoint(
     folder = Path(folder)
     config = read_config(folder, config_class)
     path = folder / WEIGHTS
-    wanted = stored_shapes(config, network)
     tensors, metadata = read_tensors(path)
     tensors = unpack(tensors)
-    check_tensors(tensors, wanted, path)
+    check_tensors(tensors, stored_shapes(config, network), path)
     _check_same_origin(config, metadata, folder)
     check_vocabulary_map(tensors["d2t"], tensors["t2d"], path)
     state = {name: _cast(tensor, device, dtype) for name, tensor in tensors.items()}
@@ -113,8 +112,7 @@ def load_checkpoint(
         if target_head is None:
             raise CheckpointError(f"The drafter in {folder} needs the target's output head.")
         _check_matrix("output head", target_head, config)
-        rows = tensors["t2d"].to(target_head.device)
-        state[HEAD] = target_head.detach()[rows].to(device, dtype)
+        state[HEAD] = target_head.detach()[tensors["t2d"].to(target_head.device)].to(device, dtype)
     model.load_state_dict(state, strict=True, assign=True)
     if config.target_lm_head:
         model.lm_head.weight.requires_grad_(False)

@@ -59,11 +59,8 @@ def custom_generate(
     r of the batch samples with ``seed + r``.
 
     Args:
-        drafter: a drafter's folder, ``"lookup"``, ``"auto"`` or None, as in
-            :func:`specblock.load`. A drafter's tokenizer fingerprint is not checked: ``generate``
-            keeps the tokenizer to itself.
-        stop_strings, tokenizer: as for ``generate``; without a tokenizer it is the one in the
-            model's folder.
+        drafter: as in :func:`specblock.load`; its tokenizer's fingerprint is not checked.
+        stop_strings, tokenizer: without a tokenizer it is the one in the model's folder.
 
     Raises:
         ConfigError: for what would change the output and is not supported, by its name.
@@ -74,8 +71,7 @@ def custom_generate(
     speculator = speculator_for(model, drafter)
     criteria = list(stopping_criteria or ())
     if stop_strings:
-        tokenizer = _withheld("tokenizer") if tokenizer is None else tokenizer
-        tokenizer = _tokenizer_of(model) if tokenizer is None else tokenizer
+        tokenizer = tokenizer or _withheld("tokenizer") or _tokenizer_of(model)
         criteria.append(StopStringCriteria(tokenizer, stop_strings))
     if seed is None:
         seed = int(torch.randint(0, 2**62, ()))
@@ -88,10 +84,10 @@ def custom_generate(
         (c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)),
         default=generation_config.max_length,
     )
-    alone = streamer if len(rows) == 1 else None
     for row in rows:
         process = (row.process,) if row.processes else ()
         params = SamplingParams(**settings, seed=(seed + row.index) % 2**64, processors=process)
+        alone = streamer if len(rows) == 1 else None
         _write(speculator, row, params, max(1, room - row.ids.numel()), alone)
     return _returned(rows, generation_config, streamer)
 

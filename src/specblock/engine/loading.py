@@ -28,8 +28,8 @@ from specblock.engine.speculator import Speculator
 from specblock.engine.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.kernels.deadline import OutOfTimeError
+from specblock.target.architecture.structure import text_config
 from specblock.target.model import Target
-from specblock.target.structure import text_config
 from specblock.target.zoo import load_model
 from specblock.tree.cost import CostTable
 

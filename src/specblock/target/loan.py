@@ -26,7 +26,7 @@ class Loan:
     Args:
         model: the model, any ``PreTrainedModel``.
         tap: what collects the outputs of layers, see
-            :class:`specblock.target.tap.FeatureTap`.
+            :class:`specblock.target.architecture.tap.FeatureTap`.
         attention: name of a registered attention, which takes the place of those in
             ``replaceable``; None leaves the model its own.
         routed: whether linear layers take routes.

@@ -19,12 +19,12 @@ from specblock.errors import ContextError, ModelError
 from specblock.kernels.linear import RoutedLinear
 from specblock.kernels.route_table import RouteTable
 from specblock.target import attention, invariant, masks
+from specblock.target.architecture.structure import cache_argument, forward_of, text_config
+from specblock.target.architecture.tap import FeatureTap
+from specblock.target.architecture.verifiable import check_untested, check_verifiable
 from specblock.target.cache import PathCache
 from specblock.target.loan import Loan
 from specblock.target.positions import Positions
-from specblock.target.structure import cache_argument, forward_of, text_config
-from specblock.target.tap import FeatureTap
-from specblock.target.verifiable import check_untested, check_verifiable
 
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree

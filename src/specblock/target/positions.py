@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from specblock.target.structure import cache_argument, text_config
+from specblock.target.architecture.structure import cache_argument, text_config
 
 _SWITCHING = ("dynamic", "longrope")
 _FAR = 1 << 30

@@ -14,7 +14,7 @@ from specblock.drafters.config import StoredConfig
 from specblock.drafters.fingerprint import tokenizer_fingerprint
 from specblock.drafters.registry import KINDS as NETWORKS
 from specblock.errors import ConfigError
-from specblock.target.structure import text_config
+from specblock.target.architecture.structure import text_config
 from specblock.training.loop.memory import Workload
 from specblock.training.objectives import eagle3, parallel
 from specblock.training.objectives import specblock_forward as forward

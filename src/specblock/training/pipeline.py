@@ -13,7 +13,7 @@ from specblock.drafters.config import StoredConfig
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.registry import load_model, make_drafter, read_config
 from specblock.errors import CheckpointError, SpecBlockError
-from specblock.target.structure import text_config
+from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import (
     Answer,
     count_tokens,

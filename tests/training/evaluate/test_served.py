@@ -8,7 +8,7 @@ from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import VOCABULARY, make_drafter, make_target, seeded
 
 from specblock.drafters.registry import make_drafter as drafter_of
-from specblock.target.structure import text_config
+from specblock.target.architecture.structure import text_config
 from specblock.training.evaluate import served
 from specblock.training.evaluate.served import Agreement, compare
 from specblock.training.kinds import drafter_config, new_drafter

@@ -9,8 +9,8 @@ from specblock.drafters.eagle3.model import Eagle3Model
 from specblock.drafters.parallel.config import ParallelConfig
 from specblock.drafters.parallel.model import ParallelModel
 from specblock.errors import CheckpointError
-from specblock.target.structure import decoder_layers
-from specblock.target.tap import FeatureTap
+from specblock.target.architecture.structure import decoder_layers
+from specblock.target.architecture.tap import FeatureTap
 from specblock.training.data.answers import Answer
 from specblock.training.features.reader import FeatureReader, collate
 from specblock.training.objectives.eagle3 import Eagle3Objective

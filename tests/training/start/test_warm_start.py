@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from specblock.drafters.specblock.model import SpecBlockModel, vocabulary_map
 from specblock.errors import CheckpointError
-from specblock.target.structure import decoder_layers
+from specblock.target.architecture.structure import decoder_layers
 from specblock.training.kinds import drafter_config, new_drafter
 from specblock.training.recipe import DrafterRecipe
 from specblock.training.start.warm_start import copy_target_layers

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from specblock.target.structure import text_config
+from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import Answer, count_tokens, draft_vocabulary
 from specblock.training.data.prompts import Prompt
 from specblock.training.data.regenerate import RegenerateConfig, answer_batch

@@ -49,7 +49,7 @@ def _same_target(settings: RegenerateSettings, runs: list[dict]) -> None:
 def _here(settings: RegenerateSettings, show: Callable[[Progress], None]) -> int:
     import torch
 
-    from specblock.target.structure import text_config
+    from specblock.target.architecture.structure import text_config
     from specblock.target.zoo import load_model
     from specblock.training.data.prompts import read_prompts
     from specblock.training.data.regenerate import RegenerateConfig, prepare_target, regenerate

@@ -24,10 +24,10 @@ from specblock.errors import ModelError
 from specblock.kernels.linear import route_linears
 from specblock.kernels.route_table import ROW_BUCKETS, RouteTable
 from specblock.target import attention
+from specblock.target.architecture.structure import cache_argument, forward_of, text_config
+from specblock.target.architecture.verifiable import check_verifiable
 from specblock.target.cache import PathCache
 from specblock.target.masks import FULL, additive, attention_kinds
-from specblock.target.structure import cache_argument, forward_of, text_config
-from specblock.target.verifiable import check_verifiable
 from specblock.training.data import turns
 from specblock.training.data.prompts import Prompt
 from specblock.training.data.shards import AnswerStore, finished_ids

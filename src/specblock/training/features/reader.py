@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from specblock.target.tap import FeatureTap
+from specblock.target.architecture.tap import FeatureTap
 from specblock.training.data.answers import Answer
 from specblock.training.objectives.batch import Batch
 from specblock.training.objectives.losses import Targets

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from specblock.drafters.eagle3.model import Eagle3Model
-from specblock.target.structure import decoder_layers
+from specblock.target.architecture.structure import decoder_layers
 from specblock.training.features.reader import Sequence
 from specblock.training.start.ridge import Ridge, strongest_directions, unit
 

@@ -30,7 +30,7 @@ from specblock.drafters.eagle3.model import Eagle3Model
 from specblock.drafters.parallel.model import ParallelModel
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.errors import CheckpointError
-from specblock.target.structure import decoder_layers, text_config
+from specblock.target.architecture.structure import decoder_layers, text_config
 from specblock.training.features.reader import Sequence
 from specblock.training.start.eagle3 import fit_eagle3
 from specblock.training.start.ridge import Ridge, unit

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from specblock.errors import ModelError
-from specblock.target.families import FAMILIES
+from specblock.target.architecture.families import FAMILIES
+from specblock.target.architecture.structure import cache_argument, forward_of, text_config
 from specblock.target.masks import FULL, SLIDING
-from specblock.target.structure import cache_argument, forward_of, text_config
 from specblock.tree.draft_tree import DraftTree
 
 if TYPE_CHECKING:

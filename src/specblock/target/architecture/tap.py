@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from specblock.errors import ModelError
-from specblock.target.structure import decoder_layers
+from specblock.target.architecture.structure import decoder_layers
 
 
 class FeatureTap:
