@@ -73,8 +73,7 @@ def custom_generate(
     if stop_strings:
         tokenizer = tokenizer or _withheld("tokenizer") or _tokenizer_of(model)
         criteria.append(StopStringCriteria(tokenizer, stop_strings))
-    if seed is None:
-        seed = int(torch.randint(0, 2**62, ()))
+    seed = int(torch.randint(0, 2**62, ())) if seed is None else seed
     processors, settings = list(logits_processor or ()), {"temperature": 0.0}
     if generation_config.do_sample:
         processors, settings = split_filters(processors, generation_config)
