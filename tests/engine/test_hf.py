@@ -64,17 +64,9 @@ def test_sampling_follows_the_global_seed_and_not_the_drafter(folder):
     assert outputs[0] == outputs[1] == outputs[2]
 
 
-def test_beams_and_unknown_processors_are_refused(folder):
+def test_beams_are_refused(folder):
     model = make_target("llama")
     with pytest.raises(ConfigError, match="num_beams"):
         model.generate(
             PROMPT, num_beams=2, max_new_tokens=4, custom_generate=custom_generate, drafter=folder
-        )
-    with pytest.raises(ConfigError, match="NoBadWords"):
-        model.generate(
-            PROMPT,
-            bad_words_ids=[[4]],
-            max_new_tokens=4,
-            custom_generate=custom_generate,
-            drafter=folder,
         )

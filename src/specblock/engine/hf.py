@@ -1,43 +1,41 @@
 """The doorway for programs that call ``model.generate`` of transformers.
 
 ``model.generate(..., custom_generate=specblock.custom_generate, drafter=FOLDER)`` runs our loop
-behind the usual arguments and returns what ``generate`` returns.
+behind the usual arguments and returns what ``generate`` returns. ``docs/transformers.md`` says what
+every argument does here.
 """
 
 from __future__ import annotations
 
-import weakref
+import inspect
+import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
+    AutoTokenizer,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
+    StopStringCriteria,
 )
-from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
+from transformers.generation import GenerateDecoderOnlyOutput, MaxLengthCriteria
 
-from specblock.engine.loading import assemble, find_drafter
+from specblock.engine.doorway.kept import speculator_for
+from specblock.engine.doorway.rows import Row, make_rows, split_filters, steps
+from specblock.engine.doorway.settings import refuse, refuse_arguments, refuse_settings
 from specblock.engine.rounds import decode
 from specblock.engine.speculator import Speculator
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
 from specblock.tree.sampling import SamplingParams
 
-_KNOWN_PROCESSORS = (
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
-_speculators: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_log = logging.getLogger("specblock")
 
 
 def custom_generate(
@@ -50,129 +48,143 @@ def custom_generate(
     streamer=None,
     drafter: str | Path | None = "auto",
     seed: int | None = None,
+    stop_strings: str | list[str] | None = None,
+    tokenizer=None,
     **model_kwargs,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Generate for ``input_ids [batch, length]``; returns the prompts with their continuations.
 
     Sequences of a batch are decoded one after the other and padded to the longest. Without
-    ``seed`` one is drawn from PyTorch's generator, so ``torch.manual_seed`` governs sampling.
+    ``seed`` one is drawn from PyTorch's generator, so ``torch.manual_seed`` governs sampling; row
+    r of the batch samples with ``seed + r``.
 
     Args:
         drafter: a drafter's folder, ``"lookup"``, ``"auto"`` or None, as in
             :func:`specblock.load`. A drafter's tokenizer fingerprint is not checked: ``generate``
             keeps the tokenizer to itself.
+        stop_strings, tokenizer: as for ``generate``; without a tokenizer it is the one in the
+            model's folder.
 
-    ``generate`` of transformers does not hand a ``streamer`` on to callables; where one arrives it
-    is served after each sequence. Use :meth:`specblock.Speculator.stream` to see tokens come.
-
-    Raises :class:`ConfigError` for beams, several return sequences, custom logits processors.
+    Raises:
+        ConfigError: for what would change the output and is not supported, by its name.
+        ContextError: a prompt is empty or too long. ModelError: the model's logits hold NaN.
     """
-    _refuse_unsupported(generation_config, logits_processor, synced_gpus)
-    speculator = _speculator_for(model, drafter)
-    params = _sampling(generation_config, seed)
-    mask = model_kwargs.get("attention_mask")
-    rows = []
-    for row, ids in enumerate(input_ids):
-        prompt = ids if mask is None else ids[mask[row].bool()]
-        padding = ids[: ids.numel() - prompt.numel()]
-        room = generation_config.max_length - ids.numel()
-        ends = _end_tokens(generation_config)
-        new = _continue(speculator, prompt.tolist(), params, room, ends, stopping_criteria)
-        if streamer is not None:
-            for token in new:
-                streamer.put(torch.tensor([token]))
-        rows.append(torch.cat((padding, prompt, prompt.new_tensor(new))))
-    if streamer is not None:
-        streamer.end()
-    sequences = _pad(rows, generation_config)
-    if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=sequences)
-    return sequences
-
-
-def _continue(
-    speculator: Speculator,
-    prompt: list[int],
-    params: SamplingParams,
-    room: int,
-    ends: frozenset[int],
-    criteria: StoppingCriteriaList | None,
-) -> list[int]:
-    """New tokens of one sequence, up to the first token at which a criterion holds."""
-    asked = [c for c in criteria or () if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]
-    new: list[int] = []
-    rounds = decode(
-        speculator.target,
-        speculator.drafter,
-        speculator.budget_for(params),
-        prompt,
-        params,
-        room,
-        GenerationStats(),
-        copies=speculator.copies,
-    )
-    for tokens in rounds:
-        for token in tokens:
-            new.append(token)
-            if token in ends:
-                return new
-            if asked:
-                so_far = torch.tensor([prompt + new], device=speculator.target.device)
-                if any(bool(criterion(so_far, None).all()) for criterion in asked):
-                    return new
-    return new
-
-
-def _end_tokens(config: GenerationConfig) -> frozenset[int]:
-    ends = config.eos_token_id
-    return frozenset(() if ends is None else (ends,) if isinstance(ends, int) else ends)
-
-
-def _speculator_for(model, drafter: str | Path | None) -> Speculator:
-    """One speculator per model and drafter, kept as long as the model lives."""
-    name = "none" if drafter is None else str(drafter)
-    kept = _speculators.setdefault(model, {})
-    if name not in kept:
-        folder = find_drafter(getattr(model, "name_or_path", ""), drafter)
-        kept[name] = assemble(model, None, folder)
-        kept[name].target.positions.allow_any_length()  # as generate does
-    return kept[name]
-
-
-def _sampling(config: GenerationConfig, seed: int | None) -> SamplingParams:
+    streamer = _withheld("streamer") if streamer is None else streamer
+    _refuse(input_ids, generation_config, logits_processor or [], synced_gpus, model_kwargs)
+    speculator = speculator_for(model, drafter)
+    criteria = list(stopping_criteria or ())
+    if stop_strings:
+        tokenizer = _withheld("tokenizer") if tokenizer is None else tokenizer
+        tokenizer = _tokenizer_of(model) if tokenizer is None else tokenizer
+        criteria.append(StopStringCriteria(tokenizer, stop_strings))
     if seed is None:
         seed = int(torch.randint(0, 2**62, ()))
-    penalty = config.repetition_penalty or 1.0
-    if not config.do_sample:
-        return SamplingParams(repetition_penalty=penalty, seed=seed)
-    return SamplingParams(
-        temperature=1.0 if config.temperature is None else config.temperature,
-        top_k=config.top_k or 0,
-        top_p=1.0 if config.top_p is None else config.top_p,
-        min_p=config.min_p or 0.0,
-        repetition_penalty=penalty,
-        seed=seed,
+    processors, settings = list(logits_processor or ()), {"temperature": 0.0}
+    if generation_config.do_sample:
+        processors, settings = split_filters(processors, generation_config)
+    mask = model_kwargs.get("attention_mask")
+    rows = make_rows(model, input_ids, mask, generation_config, processors, criteria)
+    room = min(
+        (c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)),
+        default=generation_config.max_length,
+    )
+    alone = streamer if len(rows) == 1 else None
+    for row in rows:
+        process = (row.process,) if row.processes else ()
+        params = SamplingParams(**settings, seed=(seed + row.index) % 2**64, processors=process)
+        _write(speculator, row, params, max(1, room - row.ids.numel()), alone)
+    return _returned(rows, generation_config, streamer)
+
+
+def _refuse(
+    input_ids: Tensor,
+    config: GenerationConfig,
+    processors: Sequence[Any],
+    synced_gpus: bool,
+    model_kwargs: dict[str, Any],
+) -> None:
+    for name in ("assistant_model", "synced_gpus"):
+        if _withheld(name):
+            refuse(name)
+    if synced_gpus:
+        refuse("synced_gpus")
+    refuse_arguments(input_ids, model_kwargs)
+    refuse_settings(config, processors)
+
+
+def _withheld(name: str) -> Any:
+    """An argument of ``generate`` that it does not hand on to a callable; None where it was not
+    given.
+
+    A streamer would otherwise be told of the prompt, of nothing else, and never of the end: who
+    reads from it would wait for ever. A tokenizer is taken out of the arguments and dropped; who
+    called ``generate`` (its decorator) still has it.
+    """
+    code = inspect.unwrap(GenerationMixin.generate).__code__
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    if frame is None:
+        return None
+    given = frame.f_back.f_locals.get("kwargs", {}) if frame.f_back else {}
+    return frame.f_locals.get(name, given.get(name))
+
+
+def _write(
+    speculator: Speculator, row: Row, params: SamplingParams, room: int, streamer: Any
+) -> None:
+    """Write ``row`` to its end, at most ``room`` tokens; ``streamer`` gets each as it comes."""
+    rounds = decode(
+        speculator.target, speculator.drafter, speculator.budget_for(params), row.prompt, params,
+        room, GenerationStats(), copies=speculator.copies, until=row.ended,
+    )  # fmt: skip
+    for tokens in rounds:
+        for token in tokens if streamer is not None else ():
+            streamer.put(torch.tensor([token]))
+    if len(row.new) < room and not row.stopped:
+        _log.warning(
+            "The model's context of %d tokens is full: the answer ends there.",
+            speculator.target.context_length,
+        )
+
+
+def _returned(
+    rows: list[Row], config: GenerationConfig, streamer: Any
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """What generate returns; a streamer of a whole batch is shown it step by step."""
+    pad = _pad_token(config)
+    written = [torch.cat((row.ids, row.ids.new_tensor(row.new))) for row in rows]
+    sequences = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
+    if streamer is not None:
+        for step in sequences[:, rows[0].ids.numel() :].T if len(rows) > 1 else ():
+            streamer.put(step.cpu())
+        streamer.end()
+    if not config.return_dict_in_generate:
+        return sequences
+    return GenerateDecoderOnlyOutput(
+        sequences=sequences,
+        scores=steps(rows, "scores", pad) if config.output_scores else None,
+        logits=steps(rows, "logits", pad) if config.output_logits else None,
     )
 
 
-def _refuse_unsupported(
-    config: GenerationConfig, processors: LogitsProcessorList | None, synced_gpus: bool
-) -> None:
-    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1 or synced_gpus:
-        raise ConfigError(
-            "SpecBlock generates one sequence per prompt on one device: leave num_beams, "
-            "num_return_sequences and synced_gpus at their defaults."
-        )
-    odd = [type(p).__name__ for p in processors or () if not isinstance(p, _KNOWN_PROCESSORS)]
-    if odd:
-        raise ConfigError(
-            f"SpecBlock cannot apply {', '.join(odd)} along the paths of a tree; use temperature, "
-            "top_k, top_p, min_p and repetition_penalty, or plain generate."
-        )
+def _pad_token(config: GenerationConfig) -> int:
+    """As in generate: the pad token, or else the first end token."""
+    for token in (config.pad_token_id, config.eos_token_id):
+        if token is not None:
+            return int(torch.as_tensor(token).flatten()[0])
+    return 0
 
 
-def _pad(rows: list[Tensor], config: GenerationConfig) -> Tensor:
-    longest = max(row.numel() for row in rows)
-    fill = config.pad_token_id if config.pad_token_id is not None else 0
-    padded = [torch.nn.functional.pad(row, (0, longest - row.numel()), value=fill) for row in rows]
-    return torch.stack(padded)
+def _tokenizer_of(model) -> Any:
+    """The tokenizer in the model's folder. Raises ConfigError where there is none."""
+    name = getattr(model, "name_or_path", "")
+    try:
+        if name:
+            return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        _log.info("no tokenizer in %s: %s", name, error)
+    raise ConfigError(
+        "stop_strings need the tokenizer, which generate keeps to itself: give "
+        "custom_generate=functools.partial(specblock.custom_generate, tokenizer=tokenizer)."
+    )

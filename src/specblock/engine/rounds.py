@@ -6,7 +6,7 @@ Plain decoding is the same loop with a tree of the root alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -16,11 +16,11 @@ from torch.profiler import record_function
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.statistics import GenerationStats
-from specblock.errors import ContextError
+from specblock.errors import ContextError, ModelError
 from specblock.target.model import Target, TargetOutput
 from specblock.tree.accept import Acceptance, accept
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.sampling import SamplingParams, draw
+from specblock.tree.sampling import NoPossibleTokenError, SamplingParams, draw
 from specblock.tree.survival import Trials
 
 PARTS = ("draft", "verify", "commit")  # of a round, as profiles name them
@@ -48,34 +48,76 @@ def decode(
     stats: GenerationStats,
     observer: RoundObserver | None = None,
     copies: TextCopies | None = None,
+    until: Callable[[int], bool] | None = None,
 ) -> Iterator[list[int]]:
     """Yield the new tokens round by round, the prefill's first token to begin with.
 
-    Ends when ``max_new_tokens`` have been yielded or the target's context is full; the caller
-    stops earlier by closing the iterator. Fills in ``stats``; shows ``observer`` what it does.
-    With a drafter, ``copies`` adds what the text suggests to what the network drafts.
+    Ends when ``max_new_tokens`` have been yielded, the target's context is full or ``until`` holds.
+    ``until`` is told of every token of the text, once and in order; the one for which it holds is
+    the last, and nothing is drawn after it. The caller may stop earlier by closing the iterator.
+    Fills in ``stats``; shows ``observer`` what it does. With a drafter, ``copies`` adds what the
+    text suggests to what the network drafts.
 
-    Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token.
+    Raises:
+        ContextError: the prompt is empty or leaves no room for a token.
+        ModelError: the target leaves no token possible; its logits hold NaN, say.
     """
     _check(prompt, target)
+    end = _End(target.positions.room_after(len(prompt), max_new_tokens), until)
+    try:
+        yield from _rounds(
+            target, drafter, budget, list(prompt), params, stats, observer, copies, end
+        )
+    except NoPossibleTokenError as error:
+        raise ModelError(str(error)) from None
+
+
+class _End:
+    """Whether a token is the text's last: there is no room left, or ``until`` says so."""
+
+    def __init__(self, room: int, until: Callable[[int], bool] | None):
+        self.room, self._until, self.reached = room, until, False
+
+    def __call__(self, token: int) -> bool:
+        self.room -= 1
+        asked = self._until is not None and self._until(token)
+        self.reached = asked or self.room <= 0
+        return self.reached
+
+
+def _rounds(
+    target: Target,
+    drafter: Drafter | None,
+    budget: Budget | None,
+    context: list[int],
+    params: SamplingParams,
+    stats: GenerationStats,
+    observer: RoundObserver | None,
+    copies: TextCopies | None,
+    end: _End,
+) -> Iterator[list[int]]:
+    """:func:`decode` on a ``context`` of its own, up to the token that is ``end``."""
     clock = time.perf_counter
-    stats.prompt_tokens, started = len(prompt), clock()
-    context, room = list(prompt), target.positions.room_after(len(prompt), max_new_tokens)
+    started, prompt_length, room = clock(), len(context), end.room
+    stats.prompt_tokens = prompt_length
     root, features = _prefill(target, drafter, context, params, room, observer)
     if drafter is not None:
         start(drafter, budget, copies, context, room, features)
+    end(root)
     stats.prefill_seconds = clock() - started
     stats.new_tokens, stats.seconds = 1, stats.prefill_seconds
     yield [root]
-    while stats.new_tokens < room:
+    while not end.reached:
         begun = clock()
         with record_function(PARTS[0]):
             tree, asked = draft(drafter, budget, copies, context[-1], target.device)
-            tree = tree.up_to(min(target.depth_left, room - stats.new_tokens - 1))
+            tree = tree.up_to(target.depth_left)
         drafted = clock()
         with record_function(PARTS[1]):
             output = target.verify(tree)
-            accepted = accept(tree, output.logits, params, context, len(prompt), len(context))
+            accepted = accept(
+                tree, output.logits, params, context, prompt_length, len(context), end
+            )
         verified = clock()
         with record_function(PARTS[2]):
             shown = _commit(target, drafter, tree, output, accepted, observer)
@@ -83,12 +125,14 @@ def decode(
                 report(budget, copies, tree, asked, accepted.tokens, accepted.trials, shown)
         context += accepted.tokens
         stats.record(len(accepted.tokens), tree.num_draft)
-        fresh = accepted.tokens[: room - stats.new_tokens]
-        stats.new_tokens += len(fresh)
+        stats.new_tokens += len(accepted.tokens)
         stats.draft_seconds += drafted - begun
         stats.verify_seconds += verified - drafted
-        stats.seconds += clock() - begun
-        yield fresh
+        seconds = clock() - begun
+        stats.seconds += seconds
+        if drafter is not None:
+            budget.clocked(seconds)
+        yield accepted.tokens
 
 
 def start(

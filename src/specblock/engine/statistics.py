@@ -19,7 +19,7 @@ class GenerationStats:
     new_tokens: int = 0
     rounds: int = 0
     speculative_rounds: int = 0
-    round_tokens: int = 0  # accepted draft tokens and bonus tokens, before any cut at the end
+    round_tokens: int = 0  # accepted draft tokens and bonus tokens
     drafted_nodes: int = 0
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0

@@ -42,7 +42,7 @@ class Loan:
     ):
         self._model, self._tap, self._routed = model, tap, routed
         self.attention, self._replaceable = attention, replaceable
-        self._table = RouteTable()
+        self.table = RouteTable()
         self._undo: list[Callable[[], Any]] = []
         self._taken: list[dict[str, Any]] = []  # attributes of layers that have our forward
         self.look_again()
@@ -53,7 +53,7 @@ class Loan:
         layers = [module for module in self._modules if _is_ordinary(module)]
         pairs = [(layer, router_of(layer)) for layer in layers if self._routed]
         self._layers = [(vars(layer), router, router.forward) for layer, router in pairs]
-        self.use(self._table)
+        self.use(self.table)
         configs = {id(module.config): module.config for module in self._modules if _has(module)}
         self._configs = list(configs.values())
 
@@ -64,7 +64,7 @@ class Loan:
 
     def use(self, table: RouteTable) -> None:
         """Let the linear layers take the routes of ``table``."""
-        self._table = table
+        self.table = table
         for linear in self.linears:
             if linear.table is not table:
                 linear.use(table)
@@ -86,7 +86,7 @@ class Loan:
                 if used in self._replaceable and used != self.attention:
                     self._later(config, "_attn_implementation", used)
                     config._attn_implementation = self.attention
-        table, taken = self._table, self._taken
+        table, taken = self.table, self._taken
         for own, router, forward in self._layers:
             if _FORWARD in own:
                 continue  # another forward has it at this moment, or somebody's wrapper

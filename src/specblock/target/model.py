@@ -174,8 +174,7 @@ class Target:
 
     @property
     def depth_left(self) -> int:
-        """How deep the next tree may be: no forward holds a position that plain decoding would not
-        reach."""
+        """How deep the next tree may be; see :meth:`Positions.depth_left`."""
         return self.positions.depth_left(self.length)
 
     def use_routes(self, table: RouteTable) -> None:

@@ -4,18 +4,21 @@ At every visited node the target draws its own token from its own processed dist
 goes down to the child that carries this token, and the first drawn token without a child is the
 bonus token. The tree is a deterministic function of the prefix and the target never looks at it
 before drawing, so the emitted tokens are those of plain decoding with the same seed: exact for
-greedy and sampled decoding alike, with every filter and penalty. No lossless rule accepts more
-from a deterministic tree.
+greedy and sampled decoding alike, with every filter, penalty and logits processor. No lossless rule
+accepts more from a deterministic tree.
+
+The target draws once per emitted token, in the order of the text, and never for a token that is
+rejected: what keeps a state, a grammar say, sees just the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.sampling import BAD_LOGITS, SamplingParams, draw
+from specblock.tree.sampling import NoPossibleTokenError, SamplingParams, draw
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,28 @@ def accept(
     context: Sequence[int] | Tensor,
     prompt_length: int,
     position: int,
+    ended: Callable[[int], bool] | None = None,
 ) -> Acceptance:
     """Walk down the tree with the target's draws.
 
     Args:
         tree: N draft nodes below the root.
         logits: [N+1, V] target logits; row i follows node i.
-        context: token ids known so far, the root's token last; read only where penalties are on.
+        context: token ids known so far, the root's token last; read only where
+            ``params.reads_context``.
         prompt_length: how many tokens of the context are prompt.
         position: absolute position of the token that follows the root.
+        ended: told of every drawn token, in order; the walk stops at the first for which it holds,
+            even where a child carries that token.
 
     Raises:
         ValueError: the number of logit rows is not that of the nodes; the context does not end
-            with the root's token; the logits of a visited node hold NaN or no possible token.
+            with the root's token.
+        NoPossibleTokenError: the logits of a visited node hold NaN or leave no token possible.
     """
     if len(logits) != len(tree):
         raise ValueError(f"{len(logits)} rows of logits for {len(tree)} tree nodes.")
-    running = _running(tree, context) if params.penalised else []
+    running = _running(tree, context) if params.reads_context else []
     best = _best_rows(logits) if _at_once(logits, params) else None
     children = tree.children()
     path, tokens, trials = [], [], []
@@ -80,7 +88,7 @@ def accept(
         running.append(token)
         child = children[node].get(token)
         trials.append([(other, other == child) for other in children[node].values()])
-        node = child
+        node = None if ended is not None and ended(token) else child
     return Acceptance(path, tokens, trials)
 
 
@@ -110,7 +118,7 @@ def _at_once(logits: Tensor, params: SamplingParams) -> bool:
 
     On the CPU there is no wait to save, and most rows are never visited.
     """
-    return params.greedy and not params.penalised and logits.device.type != "cpu"
+    return params.greedy and not params.reads_context and logits.device.type != "cpu"
 
 
 def _best_rows(logits: Tensor) -> list[int]:
@@ -121,7 +129,7 @@ def _best_rows(logits: Tensor) -> list[int]:
 
 def _checked(token: int) -> int:
     if token < 0:
-        raise ValueError(BAD_LOGITS)
+        raise NoPossibleTokenError
     return token
 
 

@@ -5,11 +5,12 @@ Plain decoding and tree acceptance call the same `draw`, and its only randomness
 and the seed: whatever a tree proposes, the drawn text is the text that plain decoding draws.
 
 The filters follow transformers' logits processors, in transformers' order: repetition penalty,
-(frequency and presence penalty, as in the OpenAI API), temperature, top-k, top-p, min-p.
+(frequency and presence penalty, as in the OpenAI API), the caller's own processors, temperature,
+top-k, top-p, min-p.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +21,20 @@ from specblock.tree.noise import gumbel
 GREEDY_BELOW = 1e-5  # dividing by less than this overflows float32 for ordinary logits
 BAD_LOGITS = (
     "The target's logits hold NaN or infinity, or no possible token; try dtype float32 and check "
-    "the model's weights."
+    "the model's weights, the penalties and the logits processors."
 )
 _MASK = (1 << 64) - 1
+
+# ids [1, n] of prompt and generated tokens, scores float32 [1, V] -> scores [1, V]: what
+# transformers calls a LogitsProcessor. It may keep a state and may change its scores in place.
+Processor = Callable[[Tensor, Tensor], Tensor]
+
+
+class NoPossibleTokenError(ValueError):
+    """The logits, as processed, hold NaN or +inf, or leave no token possible."""
+
+    def __init__(self) -> None:
+        super().__init__(BAD_LOGITS)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class SamplingParams:
         frequency_penalty: subtracted once per earlier occurrence among the generated tokens.
         presence_penalty: subtracted once from every token that was generated before.
         seed: key of the noise, a 64-bit integer, signed or unsigned.
+        processors: applied one after the other between the penalties and the temperature, once per
+            token of the text, in order.
     """
 
     temperature: float = 0.0
@@ -48,6 +62,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int = 0
+    processors: tuple[Processor, ...] = ()
 
     def __post_init__(self) -> None:
         _require(0 <= self.temperature < math.inf, "temperature", "0 or more", self.temperature)
@@ -74,6 +89,11 @@ class SamplingParams:
             or self.presence_penalty != 0.0
         )
 
+    @property
+    def reads_context(self) -> bool:
+        """Whether earlier tokens have to be known to draw one."""
+        return self.penalised or bool(self.processors)
+
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
@@ -87,7 +107,7 @@ def _require(holds: bool, name: str, wanted: str, value: object) -> None:
 def process(
     logits: Tensor, params: SamplingParams, context: Sequence[int] | Tensor, prompt_length: int
 ) -> Tensor:
-    """Logits after penalties, temperature and filters.
+    """Logits after penalties, processors, temperature and filters.
 
     Args:
         logits: [V] raw target logits, any float type; left unchanged.
@@ -95,9 +115,9 @@ def process(
         prompt_length: how many of them are prompt; the others count as generated.
 
     Returns:
-        float32 [V]; filtered tokens are -inf. Greedy settings stop after the penalties.
+        float32 [V]; filtered tokens are -inf. Greedy settings stop after the processors.
     """
-    scores = _penalise(logits.float(), params, context, prompt_length)
+    scores = _adjust(logits.float(), params, context, prompt_length)
     if params.greedy:
         return scores
     scores = scores / params.temperature
@@ -118,18 +138,18 @@ def draw(
 
     Greedy: arg-max of the processed logits, the lowest id on ties. Sampled: arg-max of the
     processed logits with Gumbel noise added, in float64; a token of probability zero is never
-    drawn. The context is read only where penalties are on. Arguments as in `process`.
+    drawn. The context is read only where `params.reads_context`. Arguments as in `process`.
 
     Raises:
-        ValueError: the logits hold NaN or +inf, or leave no token possible.
+        NoPossibleTokenError: the logits hold NaN or +inf, or leave no token possible.
     """
     if params.greedy:
-        tokens, scores = None, _penalise(logits, params, context, prompt_length)
+        tokens, scores = None, _adjust(logits, params, context, prompt_length)
     else:
         tokens, scores = _perturbed(logits, params, context, prompt_length, position)
     best, index = scores.max(dim=-1)
     if not math.isfinite(best.item()):
-        raise ValueError(BAD_LOGITS)
+        raise NoPossibleTokenError
     return int(index if tokens is None else tokens[index])
 
 
@@ -146,7 +166,7 @@ def draw_margin(
     them. Small where rounding alone could have decided; infinite where only one token is possible.
     """
     if params.greedy:
-        scores, scale = _penalise(logits.float(), params, context, prompt_length), 1.0
+        scores, scale = _adjust(logits.float(), params, context, prompt_length), 1.0
     else:
         _, scores = _perturbed(logits, params, context, prompt_length, position)
         scale = params.temperature
@@ -165,17 +185,34 @@ def _perturbed(
 ) -> tuple[Tensor, Tensor]:
     """Possible token ids, ascending, and their scores with noise, float64.
 
-    Raises ValueError where no token is possible.
+    Raises NoPossibleTokenError where no token is possible.
     """
-    scores = _penalise(logits.float(), params, context, prompt_length) / params.temperature
+    scores = _adjust(logits.float(), params, context, prompt_length) / params.temperature
     tokens = _support(scores, params)
+    if tokens is None and params.processors:
+        tokens = (scores != -math.inf).nonzero().squeeze(1)  # noise for a few instead of for all
     if tokens is None:
         tokens = torch.arange(len(scores), device=scores.device)
     else:
         scores = scores[tokens]
     if not len(tokens):
-        raise ValueError(BAD_LOGITS)
+        raise NoPossibleTokenError
     return tokens, scores + gumbel(params.seed, position, tokens)
+
+
+def _adjust(
+    scores: Tensor, params: SamplingParams, context: Sequence[int] | Tensor, prompt_length: int
+) -> Tensor:
+    """Scores [V] after penalties and processors; the same tensor where there are none."""
+    scores = _penalise(scores, params, context, prompt_length)
+    if not params.processors:
+        return scores
+    ids = torch.as_tensor(context, dtype=torch.long, device=scores.device)[None]
+    # a copy: a processor may write into its scores, and others read the logits after it
+    scores = scores.to(torch.float32, copy=True)[None]
+    for processor in params.processors:
+        scores = processor(ids, scores)
+    return scores[0]
 
 
 def _penalise(

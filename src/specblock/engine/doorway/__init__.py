@@ -1,0 +1,1 @@
+"""What ``specblock.custom_generate`` does with the arguments of transformers' ``generate``."""
