@@ -7,7 +7,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from specblock.errors import SpecBlockError
-from specblock.target.chat_template import chat_tokens as render
+from specblock.target.chat.template import chat_tokens as render
 from specblock.training.data.answers import Answer
 from specblock.training.data.chat_mask import coloured_sample, masked_answer, read_conversations
 from specblock.training.data.rows import BrokenRows

@@ -9,7 +9,7 @@ from tests.training.data.test_chat_mask import chat_tokenizer
 from tests.training.data.test_regenerate import by_turn, rows_of
 
 from specblock.errors import SpecBlockError
-from specblock.target.chat_template import chat_tokens as render
+from specblock.target.chat.template import chat_tokens as render
 from specblock.training.data.prompts import read_prompts
 
 pytest.importorskip("openai")

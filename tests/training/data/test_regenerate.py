@@ -8,7 +8,7 @@ from tests.tiny import make_target
 from tests.training.data.test_chat_mask import chat_tokenizer
 
 from specblock.errors import SpecBlockError
-from specblock.target.chat_template import chat_tokens as render
+from specblock.target.chat.template import chat_tokens as render
 from specblock.training.data.prompts import read_prompts
 from specblock.training.data.regenerate import RegenerateConfig, open_batches, regenerate
 from specblock.training.data.shards import AnswerStore, shard_files

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specblock.errors import SpecBlockError
-from specblock.target.chat_template import chat_text, naming
+from specblock.target.chat.template import chat_text, naming
 from specblock.training.data.conversation import Message, RowError, conversation, row_name
 from specblock.training.data.rows import BrokenRows, read_rows
 

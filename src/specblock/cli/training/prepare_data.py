@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -31,5 +32,5 @@ def prepare_data(settings: PrepareDataSettings) -> None:
         counts = prepare_prompts(
             rows, settings.out, broken, limit=settings.limit, tokenizer=tokenizer
         )
-        record["counts"] = {**vars(counts), "reasons": dict(counts.reasons)}
+        record["counts"] = asdict(counts)
     typer.echo(f"{counts}\nWrote {settings.out}: use it with regenerate --prompts {settings.out}")

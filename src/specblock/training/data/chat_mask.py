@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.text import Text
 
 from specblock.errors import SpecBlockError
-from specblock.target.chat_template import chat_text, chat_tokens, naming
+from specblock.target.chat.template import chat_text, chat_tokens, naming
 from specblock.training.data.answers import Answer
 from specblock.training.data.conversation import Message, RowError, conversation, row_name
 from specblock.training.data.rows import BrokenRows, read_rows

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specblock.errors import SpecBlockError
-from specblock.target.chat_template import naming
+from specblock.target.chat.template import naming
 from specblock.training.data import turns
 from specblock.training.data.chat_mask import masked_answer
 from specblock.training.data.prompts import Prompt

@@ -137,7 +137,7 @@ def prepare_prompts(
             counts = counts.plus(kept=1, turns=len(groups))
         # broken ones are counted where they are found, here or in the source
         lost = broken.reasons.total()
-        counts = replace(counts, read=counts.read + lost, broken=lost, reasons=broken.reasons)
+        counts = replace(counts, read=counts.read + lost, broken=lost, reasons=dict(broken.reasons))
         if not counts.kept:
             raise SpecBlockError(
                 f"There is no usable user turn in the data ({counts}): give rows with messages, "

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from specblock.target.chat_template import chat_tokens, naming
+from specblock.target.chat.template import chat_tokens, naming
 from specblock.training.data.conversation import Message
 from specblock.training.data.prompts import Prompt
 from specblock.training.data.shards import AnswerStore

@@ -1,0 +1,1 @@
+"""Conversations as a model was taught to read them."""
