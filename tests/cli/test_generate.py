@@ -124,3 +124,14 @@ def test_ctrl_c_exits_130(fake, run):
     result = run("generate", "x", "--max-new-tokens", "5")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
+
+
+def test_bytes_that_are_no_text_are_a_sentence(fake, run):
+    complains(run("generate", stdin=b"caf\xe9\xff"), "not UTF-8")
+    complains(run("generate", "caf\udce9"), "not UTF-8")
+    assert run("generate", "--max-new-tokens", "1", stdin=b"nul \0 byte\n").exit_code == 0
+
+
+def test_a_chat_goes_on_whatever_bytes_come_in(fake, run):
+    result = run("chat", "--max-new-tokens", "1", stdin=b"caf\xe9\n/exit\n")
+    assert result.exit_code == 0, result.output

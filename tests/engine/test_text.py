@@ -42,3 +42,45 @@ def test_stops_where_decoding_one_token_at_a_time_would(text, stop, size):
     else:
         assert used == expected
         assert "".join(shown) == text[: text.index(stop)]
+
+
+class Pieces:
+    """A tokenizer whose tokens are any bytes: parts of characters, whole words."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def decode(self, ids, skip_special_tokens=True):
+        return b"".join(self.pieces[i] for i in ids).decode("utf-8", errors="replace")
+
+
+def written(tokenizer, blocks, stop):
+    """What is shown, the tokens used, and whether the stop string ended it."""
+    stream, shown, used = TextStream(tokenizer, (stop,) if stop else ()), [], []
+    for block in blocks:
+        piece, count = stream.push_until_stop(block)
+        shown.append(piece.text)
+        used += block[:count]
+        if piece.stopped:
+            return "".join(shown), used, True
+    return "".join([*shown, stream.flush()]), used, False
+
+
+@given(st.data())
+def test_blocks_write_what_plain_decoding_writes(data):
+    text = data.draw(st.text("aé€😀 ", max_size=20)).encode()
+    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=12).map(sorted))
+    pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    stop = data.draw(st.text("aé€😀 ", max_size=3))
+    tokenizer, ids = Pieces(pieces), list(range(len(pieces)))
+    ends = data.draw(st.lists(st.integers(0, len(ids)), max_size=6).map(sorted))
+    blocks = [ids[i:j] for i, j in zip([0, *ends], [*ends, len(ids)], strict=True)]
+    plain = written(tokenizer, [[token] for token in ids], stop)
+    assert written(tokenizer, blocks, stop) == plain
+    shown, used, stopped = plain
+    if stopped:
+        assert tokenizer.decode(used).startswith(shown + stop)
+        assert stop not in tokenizer.decode(used[:-1])
+    else:
+        assert used == ids
+        assert shown == text.decode()

@@ -100,9 +100,13 @@ def read_prompt(argument: str | None) -> str:
         if sys.stdin is None or sys.stdin.isatty():
             raise SpecBlockError("There is no prompt: give it as an argument or on standard input.")
         try:
-            text = sys.stdin.read()
+            text = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError:
             raise SpecBlockError("Standard input is not UTF-8 text.") from None
+    try:
+        text.encode("utf-8")  # an argument may hold bytes that are no text
+    except UnicodeEncodeError:
+        raise SpecBlockError("The prompt is not UTF-8 text.") from None
     if not text.strip():
         raise SpecBlockError("The prompt is empty: give it as an argument or on standard input.")
     return text

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +15,10 @@ from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.engine.text import TextStream
 from specblock.errors import ContextError
+from specblock.target.chat.template import chat_tokens
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
-from specblock.tree.sampling import SamplingParams
+from specblock.tree.sampling import Processor, SamplingParams
 
 if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
@@ -100,19 +101,27 @@ class Speculator:
         generation_config: GenerationConfig | None = None,
         *,
         use_drafter: bool = True,
+        logits_processor: Sequence[Processor] = (),
         **settings,
     ) -> Generation:
         """Generate to the end. ``settings`` override single fields of ``generation_config``.
 
         Args:
             prompt: text (put into the chat template as a user turn), messages, or token ids
-                (taken as they are).
+                (taken as they are): a list, or a tensor of one row.
+            logits_processor: transformers' ``LogitsProcessor`` or anything that is called like it;
+                applied between penalties and temperature, once per token of the text, in order.
 
         Raises:
             ContextError: the prompt is empty or too long. ConfigError: a setting is wrong.
+            ModelError: no token is possible, or there is no chat template.
+            RefusedByTemplateError: the chat template refuses the messages.
         """
         text, ids, last = [], [], None
-        for chunk in self.stream(prompt, generation_config, use_drafter=use_drafter, **settings):
+        for chunk in self.stream(
+            prompt, generation_config, use_drafter=use_drafter, logits_processor=logits_processor,
+            **settings,
+        ):  # fmt: skip
             text.append(chunk.text)
             ids += chunk.token_ids
             last = chunk
@@ -126,6 +135,7 @@ class Speculator:
         generation_config: GenerationConfig | None = None,
         *,
         use_drafter: bool = True,
+        logits_processor: Sequence[Processor] = (),
         **settings,
     ) -> Iterator[Chunk]:
         """Like :meth:`generate`, round by round."""
@@ -133,7 +143,8 @@ class Speculator:
         config = config.replace(**settings) if settings else config
         ids = self.encode(prompt)
         drafter = self.drafter if use_drafter else None
-        stats, params = GenerationStats(), config.sampling()
+        stats = GenerationStats()
+        params = replace(config.sampling(), processors=tuple(logits_processor))
         adapting = self.adaptation is not None and drafter is not None
         observer = self.adaptation.observer(ids) if adapting else None
         rounds = decode(
@@ -197,8 +208,13 @@ class Speculator:
         return self.budget if params.greedy else self.sampling_budget
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt. Raises :class:`ContextError` if it is empty."""
+        """Token ids of a prompt; raises as :meth:`generate` does."""
         if isinstance(prompt, torch.Tensor):
+            if prompt.dim() > 1 and prompt.numel() != prompt.shape[-1]:
+                raise ContextError(
+                    f"A prompt is one row of token ids, not a tensor of shape {[*prompt.shape]}; "
+                    "generate for one row at a time."
+                )
             prompt = prompt.flatten().tolist()
         if isinstance(prompt, str):
             if not prompt.strip():
@@ -209,10 +225,7 @@ class Speculator:
                 raise ContextError(
                     "This model has no chat template; give plain text with --raw, or token ids."
                 )
-            rendered = self.tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=True
-            )
-            prompt = rendered["input_ids"]
+            prompt = chat_tokens(self.tokenizer, prompt)
         if not prompt:
             raise ContextError("The prompt is empty; write something to answer.")
         vocabulary = self.target.vocab_size

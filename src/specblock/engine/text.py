@@ -69,10 +69,11 @@ class TextStream:
 
     def _unfinished(self) -> int:
         """How many characters at the end are not certain yet."""
-        tail = len(self.text) - len(self.text.rstrip(_REPLACEMENT))
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(self.text)), tail, -1):
-                if self.text.endswith(stop[:length]):
-                    tail = length
-                    break
-        return tail
+        whole = self.text.rstrip(_REPLACEMENT)  # what follows may be a half character of a stop
+        begun = (
+            length
+            for stop in self._stops
+            for length in range(1, min(len(stop) - 1, len(whole)) + 1)
+            if whole.endswith(stop[:length])
+        )
+        return len(self.text) - len(whole) + max(begun, default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ class Conversation:
         self.lead = [] if system is None else [{"role": "system", "content": system}]
         self.messages = list(self.lead)
         self.at_terminal = sys.stdin.isatty()
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # whatever bytes come in, it goes on
 
     def run(self) -> None:
         """Read and answer until the input ends or /exit."""
