@@ -1,25 +1,30 @@
-"""What a program sees of the doorway beside the text: settings, scores, streams, its own model."""
+"""Every argument of ``generate`` through the doorway: honoured, or refused by its name."""
 
 import functools
-import gc
 import threading
-import weakref
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.streamers import BaseStreamer
 
 from specblock import custom_generate
-from specblock.engine.doorway import settings as known
-from specblock.errors import ConfigError
+from specblock.engine.doorway import settings as classified
+from specblock.errors import ConfigError, ContextError
 from tests.engine.doorway_case import Doorway
-from tests.engine.test_processors import letters_tokenizer
-from tests.tiny import make_target
+from tests.engine.test_processors import BATCH, END, MASK, PROMPT, letters_tokenizer, settings
 
-PROMPT = torch.tensor([[5, 6, 7, 8, 9, 5, 6]])
-BATCH = torch.tensor([[0, 0, 5, 6, 7, 8], [5, 6, 7, 8, 9, 10], [0, 3, 4, 5, 6, 7]])
-MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
-GREEDY = {"do_sample": False, "max_new_tokens": 24}
+GREEDY = settings(do_sample=False)
 
 
 @pytest.fixture
@@ -27,176 +32,297 @@ def doorway(monkeypatch):
     return Doorway(monkeypatch)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+# Settings
 
 
-def through(model, ids=PROMPT, drafter="lookup", **arguments):
-    return model.generate(
-        ids, custom_generate=custom_generate, drafter=drafter, **{**GREEDY, **arguments}
-    )
+def test_every_setting_of_transformers_is_classified_once():
+    known = {name for name in vars(GenerationConfig()) if name != "_original_object_hash"}
+    kinds = [classified.HONOURED, classified.WITHOUT_EFFECT, set(classified.REFUSED)]
+    named = [name for kind in kinds for name in kind]
+    assert len(named) == len(set(named))
+    assert known <= set(named), f"say what the doorway makes of {known - set(named)}"
 
 
-def test_every_setting_of_generate_is_honoured_harmless_or_refused():
-    fields = set(vars(GenerationConfig()))
-    sorts = (known.HONOURED, known.WITHOUT_EFFECT, set(known.REFUSED))
-    assert fields <= set().union(*sorts), "a setting that nobody has thought about"
-    assert sum(map(len, sorts)) == len(set().union(*sorts)), "a setting is of two sorts"
+ODD = {
+    "assistant_early_exit": 2,
+    "cache_implementation": "quantized",
+    "constraints": [1],
+    "diversity_penalty": 0.5,
+    "dola_layers": "high",
+    "force_words_ids": [[3]],
+    "guidance_scale": 1.5,
+    "is_assistant": True,
+    "num_beam_groups": 2,
+    "num_beams": 2,
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "penalty_alpha": 0.6,
+    "prompt_lookup_num_tokens": 3,
+    "speculation_type": "dflash",
+    "token_healing": True,
+    "use_mtp": True,
+}
+
+
+@pytest.mark.parametrize("name", classified.REFUSED)
+def test_what_is_refused_is_refused_by_name(name):
+    config = SimpleNamespace(**{name: ODD[name]})
+    with pytest.raises(ConfigError, match=name):
+        classified.refuse_settings(config, LogitsProcessorList())
+    for harmless in (None, *classified.REFUSED[name]):
+        classified.refuse_settings(SimpleNamespace(**{name: harmless}), LogitsProcessorList())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    "arguments",
     [
-        ({"num_beams": 2}, "num_beams=2"),
-        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha"),
-        ({"guidance_scale": 1.5}, "guidance_scale"),
-        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
-        ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states"),
-        ({"prompt_lookup_num_tokens": 3}, "lookup"),
+        {"num_beams": 2},
+        {"guidance_scale": 1.5},
+        {"output_attentions": True, "return_dict_in_generate": True},
+        {"output_hidden_states": True, "return_dict_in_generate": True},
+        {"prompt_lookup_num_tokens": 3},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"dola_layers": "high"},
     ],
+    ids=lambda arguments: next(iter(arguments)),
 )
-def test_what_would_change_the_output_is_refused_by_name(arguments, named):
-    with pytest.raises(ConfigError, match=named):
-        through(make_target("llama"), **arguments)
+def test_generate_hands_refused_settings_on_to_us(doorway, arguments):
+    with pytest.raises(ConfigError, match=next(iter(arguments))):
+        doorway(PROMPT, **GREEDY, **arguments)
 
 
-def test_embeddings_instead_of_tokens_are_refused_by_name():
-    model = make_target("llama")
-    embeddings = model.get_input_embeddings()(PROMPT)
-    with pytest.raises(ConfigError, match="input_ids"):
-        model.generate(
-            inputs_embeds=embeddings, custom_generate=custom_generate, drafter="lookup", **GREEDY
-        )
+HARMLESS = {
+    "use_cache": False,
+    "disable_compile": True,
+    "prefill_chunk_size": 3,
+    "cache_implementation": "static",
+    "length_penalty": 2.0,
+    "logits_to_keep": 1,
+}
 
 
-@pytest.mark.parametrize("ids", [PROMPT, BATCH], ids=["one", "batch"])
-def test_scores_and_logits_are_generates(doorway, ids):
+def test_what_has_no_effect_has_none(doorway):
+    expected = doorway.plain(PROMPT, **GREEDY).tolist()
+    assert doorway(PROMPT, **GREEDY, **HARMLESS).tolist() == expected
+
+
+def test_the_models_own_generation_config_is_honoured(doorway):
+    for model in (doorway.model, doorway.target.model):
+        model.generation_config.suppress_tokens = [27, 21]
+        model.generation_config.repetition_penalty = 1.3
+        model.generation_config.eos_token_id = [END, 19]
+    arguments = {"max_new_tokens": 20, "do_sample": False}
+    expected = doorway.plain(PROMPT, **arguments)
+    assert doorway(PROMPT, known=expected, **arguments).tolist() == expected.tolist()
+
+
+# Inputs
+
+
+def test_inputs_that_are_not_passed_on_are_refused_by_name(doorway):
+    embeds = doorway.target.model.get_input_embeddings()(PROMPT)
+    with pytest.raises(ConfigError, match="inputs_embeds"):
+        doorway(None, inputs_embeds=embeds, **GREEDY)
+    with pytest.raises(ConfigError, match="position_ids"):
+        doorway(PROMPT, position_ids=torch.arange(3, 10)[None], **GREEDY)
+    with pytest.raises(ConfigError, match="past_key_values"):
+        doorway(PROMPT, past_key_values=DynamicCache(), **GREEDY)
+    with pytest.raises(ConfigError, match="assistant_model"):
+        doorway(PROMPT, assistant_model=doorway.model, **GREEDY)
+    with pytest.raises(ConfigError, match="synced_gpus"):
+        doorway(PROMPT, synced_gpus=True, **GREEDY)
+    with pytest.raises(ConfigError, match="pad on the left"):
+        doorway(BATCH, attention_mask=MASK.flip(1), **GREEDY)
+    with pytest.raises(ContextError, match="empty"):
+        doorway(PROMPT[:, :0], attention_mask=torch.ones(1, 0), **GREEDY)
+
+
+def test_usual_positions_may_be_given(doorway):
+    expected = doorway.plain(PROMPT, **GREEDY).tolist()
+    assert doorway(PROMPT, position_ids=torch.arange(7)[None], **GREEDY).tolist() == expected
+    positions = (MASK.cumsum(1) - 1).clamp(min=0)
+    batch = doorway.plain(BATCH, attention_mask=MASK, **GREEDY).tolist()
+    ours = doorway(BATCH, attention_mask=MASK, position_ids=positions, **GREEDY)
+    assert ours.tolist() == batch
+
+
+def test_tokens_that_the_mask_hides_inside_a_prompt_are_not_seen(doorway):
+    mask = torch.tensor([[1, 1, 0, 1, 1, 0, 1]])
+    expected = doorway.plain(PROMPT, attention_mask=mask, **GREEDY)
+    assert doorway(PROMPT, attention_mask=mask, **GREEDY).tolist() == expected.tolist()
+
+
+# Ends
+
+
+@pytest.mark.parametrize("pad", [None, 3])
+def test_a_batch_is_padded_as_generate_pads(monkeypatch, pad):
+    doorway = Doorway(monkeypatch, pad_token_id=pad)
+    arguments = {"max_new_tokens": 24, "do_sample": False, "attention_mask": MASK}
+    free = doorway.plain(BATCH, **arguments, eos_token_id=96)
+    # tokens that end the rows at different places
+    ends = [int(free[0, 10]), int(free[1, 14])]
+    expected = doorway.plain(BATCH, **arguments, eos_token_id=ends)
+    assert (expected[:, -1] == (ends[0] if pad is None else pad)).any(), "something is padded"
+    ours = doorway(BATCH, known=expected, **arguments, eos_token_id=ends)
+    assert ours.tolist() == expected.tolist()
+
+
+def test_the_callers_own_end_and_length_come_before_the_configs(doorway):
+    free = doorway.plain(PROMPT, **GREEDY)
+    own = StoppingCriteriaList([EosTokenCriteria([int(free[0, 12])]), MaxLengthCriteria(20)])
+    expected = doorway.plain(PROMPT, stopping_criteria=own, **GREEDY)
+    assert expected.shape[1] < free.shape[1]
+    assert (
+        doorway(PROMPT, known=free, stopping_criteria=own, **GREEDY).tolist() == expected.tolist()
+    )
+
+
+class ScoresBelow(StoppingCriteria):
+    """Ends where the best score of a step is below a limit; counts how often it was asked."""
+
+    def __init__(self, limit):
+        self.limit, self.asked = limit, 0
+
+    def __call__(self, ids, scores, **kwargs):
+        self.asked += 1
+        assert len(scores) == self.asked
+        return torch.tensor([bool(row.max() < self.limit) for row in scores[-1]])
+
+
+def test_criteria_may_look_at_the_scores(doorway):
+    kept = {"return_dict_in_generate": True, "output_scores": True, **GREEDY}
+    heights = [float(step.max()) for step in doorway.plain(PROMPT, **kept).scores]
+    limit = sorted(heights)[2] + 1e-3
+    theirs, ours = ScoresBelow(limit), ScoresBelow(limit)
+    expected = doorway.plain(PROMPT, stopping_criteria=[theirs], **kept).sequences
+    free = doorway.plain(PROMPT, **GREEDY)
+    got = doorway(PROMPT, known=free, stopping_criteria=[ours], **kept).sequences
+    assert got.tolist() == expected.tolist() != free.tolist()
+    assert ours.asked == theirs.asked, "once a token, and never after the end"
+
+
+def test_a_time_limit_ends_the_answer(doorway):
+    started = time.time()
+    ours = doorway(PROMPT, max_new_tokens=200, do_sample=False, eos_token_id=None, max_time=0.05)
+    assert PROMPT.shape[1] < ours.shape[1] < 207
+    assert time.time() - started < 5
+
+
+def test_the_end_of_the_context_is_said(doorway, caplog):
+    ours = doorway(PROMPT, max_new_tokens=400, do_sample=False, eos_token_id=None)
+    assert ours.shape[1] == 256
+    assert "context of 256 tokens is full" in caplog.text
+
+
+# Stop strings and streamers, whose arguments generate keeps to itself
+
+
+def test_stop_strings_with_a_bound_tokenizer(doorway):
+    tokenizer = letters_tokenizer()
+    free = doorway.plain(PROMPT, **GREEDY)
+    text = tokenizer.decode(free[0, 7:])
+    arguments = {"stop_strings": [text[4:7], "zzz"], **GREEDY}
+    expected = doorway.plain(PROMPT, tokenizer=tokenizer, **arguments)
+    assert expected.shape[1] < free.shape[1]
+    bound = functools.partial(custom_generate, tokenizer=tokenizer)
+    ours = doorway(PROMPT, known=free, custom=bound, **arguments)
+    assert ours.tolist() == expected.tolist()
+
+
+def test_stop_strings_with_the_tokenizer_of_the_models_folder(doorway, tmp_path):
+    tokenizer = letters_tokenizer()
+    arguments = {"stop_strings": "zzz", **GREEDY}
+    with pytest.raises(ConfigError, match="give tokenizer="):
+        doorway(PROMPT, **arguments)
+    tokenizer.save_pretrained(tmp_path)
+    doorway.model.config.save_pretrained(tmp_path)
+    doorway.target.model.name_or_path = str(tmp_path)
+    expected = doorway.plain(PROMPT, tokenizer=tokenizer, **arguments)
+    assert doorway(PROMPT, **arguments).tolist() == expected.tolist()
+
+
+def test_a_streamer_gets_the_text_while_it_is_written(doorway):
+    tokenizer = letters_tokenizer()
+    expected = doorway.plain(PROMPT, **GREEDY)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=30)
+    run = threading.Thread(
+        target=lambda: doorway(PROMPT, known=expected, streamer=streamer, **GREEDY)
+    )
+    run.start()
+    text = "".join(streamer)
+    run.join()
+    assert text == tokenizer.decode(expected[0, 7:])
+
+
+class Puts(BaseStreamer):
+    def __init__(self):
+        self.seen = []
+
+    def put(self, value):
+        self.seen.append(value.tolist())
+
+    def end(self):
+        self.seen.append("end")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_streamer_is_put_what_generate_puts(doorway, rows):
+    theirs, ours = Puts(), Puts()
+    arguments = {"attention_mask": MASK[:rows], **GREEDY}
+    doorway.plain(BATCH[:rows], streamer=theirs, **arguments)
+    doorway(BATCH[:rows], streamer=ours, **arguments)
+    assert ours.seen == theirs.seen
+
+
+# Outputs
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_scores_and_logits_are_returned(doorway, rows):
     arguments = {
-        **GREEDY, "return_dict_in_generate": True, "output_scores": True, "output_logits": True,
-        "repetition_penalty": 1.3, "eos_token_id": 2, "pad_token_id": 0,
-    }  # fmt: skip
-    if len(ids) > 1:
-        arguments["attention_mask"] = MASK
-    theirs = doorway.plain(ids, **arguments)
-    ours = doorway(ids, known=theirs.sequences, **arguments)
+        **settings(do_sample=False, repetition_penalty=1.4, eos_token_id=[57, 21]),
+        "attention_mask": MASK[:rows],
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+    }
+    theirs = doorway.plain(BATCH[:rows], **arguments)
+    ours = doorway(BATCH[:rows], known=theirs.sequences, **arguments)
     assert ours.sequences.tolist() == theirs.sequences.tolist()
     for name in ("scores", "logits"):
-        assert len(ours[name]) == len(theirs[name])
-        for mine, its in zip(ours[name], theirs[name], strict=True):
-            assert mine.dtype == its.dtype
-            # rows that have ended hold what generate computes of padding: nothing to compare
-            going = mine.isfinite().sum(-1) > 1
-            torch.testing.assert_close(mine[going], its[going], atol=2e-3, rtol=1e-3)
+        mine, its = getattr(ours, name), getattr(theirs, name)
+        assert len(mine) == len(its) == ours.sequences.shape[1] - BATCH.shape[1]
+        for step, (got, wanted) in enumerate(zip(mine, its, strict=True)):
+            assert got.shape == wanted.shape
+            assert got.dtype == wanted.dtype
+            running = (ours.sequences[:, 6 : 6 + step] == 57) | (
+                ours.sequences[:, 6 : 6 + step] == 21
+            )
+            live = ~running.any(dim=1)
+            torch.testing.assert_close(got[live], wanted[live], rtol=1e-4, atol=1e-4)
+            finished = got[~live].log_softmax(dim=-1)
+            assert (finished.argmax(dim=-1) == 0).all(), "the pad token is certain"
 
 
-def test_a_batch_is_padded_as_generate_pads_it(doorway):
-    doorway.model.generation_config.pad_token_id = None
-    doorway.target.model.generation_config.pad_token_id = None
-    lengths = {**GREEDY, "attention_mask": MASK, "max_new_tokens": 40}
-    free = doorway.plain(BATCH, **{**lengths, "eos_token_id": None, "pad_token_id": 0})
-    end = int(free[1, BATCH.shape[1] + 3])  # the second row ends early
-    theirs = doorway.plain(BATCH, **lengths, eos_token_id=[end, 96])
-    ours = doorway(BATCH, known=theirs, **lengths, eos_token_id=[end, 96])
-    assert ours.tolist() == theirs.tolist()
+def test_outputs_come_only_with_a_dict(doorway):
+    assert torch.is_tensor(doorway(PROMPT, output_scores=True, **GREEDY))
+    alone = doorway(PROMPT, return_dict_in_generate=True, **GREEDY)
+    assert alone.scores is None
+    assert alone.logits is None
 
 
-def test_several_samples_of_a_prompt_differ_and_repeat(doorway):
-    arguments = {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "num_return_sequences": 3}
-    ours = doorway(PROMPT, seed=4, **arguments)
-    assert ours.shape == (3, PROMPT.shape[1] + 12)
-    assert len({tuple(row) for row in ours.tolist()}) == 3
-    assert doorway(PROMPT, seed=4, **arguments).tolist() == ours.tolist()
-
-
-def test_stop_strings_end_where_generate_does(doorway):
-    tokenizer = letters_tokenizer()
-    for model in (doorway.model, doorway.target.model):
-        model.name_or_path = ""
-    free = doorway.plain(PROMPT, **GREEDY, eos_token_id=None)
-    text = tokenizer.decode(free[0, PROMPT.shape[1] :])
-    arguments = {**GREEDY, "eos_token_id": None, "stop_strings": [text[8:11]]}
-    theirs = doorway.plain(PROMPT, tokenizer=tokenizer, **arguments)
-    assert theirs.shape[1] < free.shape[1]
-    bound = functools.partial(custom_generate, tokenizer=tokenizer)
-    assert doorway(PROMPT, known=free, custom=bound, **arguments).tolist() == theirs.tolist()
-    told = doorway(PROMPT, known=free, tokenizer=tokenizer, **arguments)
-    assert told.tolist() == theirs.tolist()
-
-
-class After(StoppingCriteria):
-    """A program's own criterion."""
-
-    def __init__(self, count):
-        self.count, self.seen = count, 0
-
-    def __call__(self, ids, scores, **_):
-        self.seen += 1
-        return torch.full((len(ids),), self.seen >= self.count)
-
-
-def test_a_programs_own_criterion_sees_every_token_once(doorway):
-    theirs = doorway.plain(PROMPT, **GREEDY, stopping_criteria=[After(9)])
-    criterion = After(9)
-    ours = doorway(PROMPT, known=theirs, **GREEDY, stopping_criteria=[criterion])
-    assert ours.tolist() == theirs.tolist()
-    assert criterion.seen == 9
-
-
-def test_a_streamer_gets_the_answer_and_its_end(doorway):
-    tokenizer = letters_tokenizer()
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
-    expected = doorway.plain(PROMPT, **GREEDY)
-    thread = threading.Thread(
-        target=doorway, args=(PROMPT,), kwargs={"known": expected, "streamer": streamer, **GREEDY}
-    )
-    thread.start()
-    text = "".join(streamer)
-    thread.join()
-    assert text == tokenizer.decode(expected[0, PROMPT.shape[1] :])
-
-
-def test_a_model_that_is_forgotten_gives_its_memory_back():
-    model = make_target("llama")
-    through(model)
-    gone = weakref.ref(model)
-    weight = weakref.ref(model.get_decoder().layers[0].mlp.down_proj.weight)
-    del model
-    gc.collect()
-    assert gone() is None
-    assert weight() is None
-
-
-def noise(model):
-    generator = torch.Generator().manual_seed(0)
-    for layer in model.get_decoder().layers:
-        weight = layer.mlp.down_proj.weight
-        weight.data += 0.5 * torch.randn(weight.shape, generator=generator)
-
-
-def halve(model):
-    model.bfloat16()
-
-
-@pytest.mark.parametrize("change", [noise, halve])
-def test_what_is_done_to_a_model_between_two_calls_is_seen(change):
-    model, fresh = make_target("llama"), make_target("llama")
-    for each in (model, fresh):
-        each.generation_config.eos_token_id = None
-    before = through(model)
-    assert before.tolist() == fresh.generate(PROMPT, **GREEDY).tolist()
-    change(model)
-    change(fresh)
-    assert model.generate(PROMPT, **GREEDY).tolist() == fresh.generate(PROMPT, **GREEDY).tolist()
-    ours = through(model)
-    if change is noise:
-        assert ours.tolist() == fresh.generate(PROMPT, **GREEDY).tolist() != before.tolist()
-    assert ours.shape == before.shape
-
-
-def test_a_models_own_generation_config_is_honoured():
-    model, plain = make_target("llama"), make_target("llama")
-    for each in (model, plain):
-        each.generation_config.no_repeat_ngram_size = 2
-        each.generation_config.suppress_tokens = list(range(10, 40))
-    assert through(model).tolist() == plain.generate(PROMPT, **GREEDY).tolist()
+def test_several_answers_to_a_prompt(doorway):
+    arguments = {**settings(do_sample=True), "temperature": 2.0, "top_k": 0}
+    three = doorway(PROMPT, num_return_sequences=3, seed=8, **arguments)
+    assert len({tuple(row) for row in three.tolist()}) == 3
+    for index, row in enumerate(three.tolist()):
+        alone = doorway(PROMPT, seed=8 + index, **arguments)[0].tolist()
+        assert row[: len(alone)] == alone
+        assert set(row[len(alone) :]) <= {0}
+    again = doorway(PROMPT, num_return_sequences=3, seed=8, **arguments)
+    assert again.tolist() == three.tolist()
+    same_prompts = doorway(PROMPT.repeat(3, 1), seed=8, **arguments)
+    assert same_prompts.tolist() == three.tolist()
+    with pytest.raises(ValueError, match="num_return_sequences"):  # transformers' own
+        doorway(PROMPT, num_return_sequences=3, **GREEDY)

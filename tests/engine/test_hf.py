@@ -1,11 +1,10 @@
-"""``model.generate(custom_generate=...)`` is transformers' own generate, faster."""
+"""``model.generate(custom_generate=...)`` is transformers' own generate, with a real drafter."""
 
 import pytest
 import torch
 
 from specblock import custom_generate
 from specblock.drafters.specblock.checkpoint import save_checkpoint
-from specblock.errors import ConfigError
 from tests.tiny import make_drafter, make_target
 
 PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
@@ -62,11 +61,3 @@ def test_sampling_follows_the_global_seed_and_not_the_drafter(folder):
             .tolist()
         )
     assert outputs[0] == outputs[1] == outputs[2]
-
-
-def test_beams_are_refused(folder):
-    model = make_target("llama")
-    with pytest.raises(ConfigError, match="num_beams"):
-        model.generate(
-            PROMPT, num_beams=2, max_new_tokens=4, custom_generate=custom_generate, drafter=folder
-        )

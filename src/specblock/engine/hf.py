@@ -180,6 +180,5 @@ def _tokenizer_of(model) -> Any:
     except (OSError, ValueError, ImportError) as error:
         _log.info("no tokenizer in %s: %s", name, error)
     raise ConfigError(
-        "stop_strings need the tokenizer, which generate keeps to itself: give "
-        "custom_generate=functools.partial(specblock.custom_generate, tokenizer=tokenizer)."
+        "stop_strings need a tokenizer, and the model's folder has none: give tokenizer=tokenizer."
     )

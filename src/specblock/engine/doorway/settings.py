@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
@@ -114,7 +115,8 @@ def refuse_arguments(input_ids: Tensor, arguments: Mapping[str, Any]) -> None:
 def _usual(positions: Tensor, mask: Tensor | None) -> bool:
     """Whether positions count the tokens that the mask shows, from 0."""
     if mask is None:
-        return bool((positions.diff(dim=-1) == 1).all()) and bool((positions[..., 0] == 0).all())
+        counted = torch.arange(positions.shape[-1], device=positions.device)
+        return bool((positions == counted).all())
     counted = (mask.long().cumsum(-1) - 1)[mask != 0]
     return positions.shape == mask.shape and bool((positions[mask != 0] == counted).all())
 
