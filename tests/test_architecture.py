@@ -18,6 +18,7 @@ LEVELS = {
     "errors": 0,
     "config": 1,
     "storage": 1,
+    "stored": 1,
     "data": 1,
     "weights": 1,
     "tree": 1,
@@ -33,7 +34,8 @@ LEVELS = {
     "__init__": 6,
     "__main__": 6,
 }
-OWN_LEVEL = {"config": {"tree"}, "storage": set(), "tree": {"tree"}}  # stricter than the levels
+# stricter than the levels
+OWN_LEVEL = {"config": {"tree"}, "storage": set(), "stored": set(), "tree": {"tree"}}
 TREE_MAY_IMPORT = {"torch", "__future__"}
 
 

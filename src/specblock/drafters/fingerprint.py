@@ -1,4 +1,4 @@
-"""Does a drafter belong to a target? Shapes, and a fingerprint of the tokenizer."""
+"""Which target is this? What its weights hold; shapes and a fingerprint of the tokenizer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,57 @@ import hashlib
 import json
 from typing import Any
 
+import torch
+from torch import nn
+
 from specblock.drafters.config import StoredConfig
 from specblock.errors import CheckpointError
 
-__all__ = ["check_fits", "tokenizer_fingerprint"]
+__all__ = ["check_fits", "content_digest", "target_digest", "tokenizer_fingerprint"]
 
 _DIGITS = 16  # hexadecimal digits kept: 64 bits, to tell tokenizers apart, not to resist attack
+
+
+_SAMPLED_ROWS = 16  # of every matrix; a few milliseconds for a small model
+# what a config says about the computation and shapes do not
+_COMPUTED = (
+    "model_type", "hidden_act", "hidden_activation", "num_attention_heads", "num_key_value_heads",
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_parameters", "sliding_window",
+    "layer_types", "tie_word_embeddings",
+)  # fmt: skip
+
+
+def target_digest(model: nn.Module) -> str:
+    """What a target is by content, whatever it is called and wherever its folder lies.
+
+    Sees what the config says about the computation, the names and shapes of all weights, and the
+    values of every vector and of 16 rows of every matrix: training, merged adapters and
+    quantisation change these. An edit of single other rows is not seen. Values count as bfloat16,
+    so that a model in float32 and in bfloat16 are the same; in float16 it is another where
+    that rounds otherwise.
+    """
+    config = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    computed = {name: getattr(config, name, None) for name in _COMPUTED}
+    text = json.dumps(computed, sort_keys=True, default=str)
+    return hashlib.sha256((text + content_digest(model)).encode()).hexdigest()[:_DIGITS]
+
+
+def content_digest(module: nn.Module) -> str:
+    """What the weights of a network are, as far as :func:`target_digest` looks."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if parameter.is_meta or not parameter.numel():  # lies elsewhere
+            continue
+        rows = parameter.detach()
+        if rows.dim() > 1:
+            places = torch.linspace(0, len(rows) - 1, min(_SAMPLED_ROWS, len(rows)))
+            rows = rows[places.long().to(rows.device)]
+        if rows.is_floating_point():
+            rows = rows.to(torch.bfloat16)
+        digest.update(rows.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:_DIGITS]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from specblock.errors import CheckpointError, SpecBlockError
 from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import (
     Answer,
+    check_answers,
     count_tokens,
     draft_vocabulary,
     read_answers,
@@ -32,6 +34,7 @@ from specblock.training.kinds import drafter_config, new_drafter, training_kind
 from specblock.training.loop.checkpoints import numbered
 from specblock.training.loop.memory import available_memory, check_memory, estimate_memory
 from specblock.training.loop.monitor import check_dashboards
+from specblock.training.loop.state import check_origin, origin_of
 from specblock.training.loop.trainer import Trainer
 from specblock.training.recipe import DrafterRecipe
 from specblock.training.start.warm_start import warm_start
@@ -65,15 +68,12 @@ def train_drafter(
     workers = Workers(cpu=target.device.type == "cpu")
     report = report if workers.is_main else _silent
     target.to(workers.device)
-    answers = read_answers(answers_path, limit=recipe.limit)
-    training, held_out = split_held_out(answers, recipe.held_out)
-    if not training:
-        raise SpecBlockError(
-            f"{answers_path} holds {len(answers)} answers and all are held out; regenerate more."
-        )
+    training, held_out = _answers(answers_path, target, recipe, report)
     counts = count_tokens(training, text_config(target).vocab_size)
     drafter = _drafter(target, tokenizer, recipe, counts, name, report)
-    trainer = _trainer(drafter, target, training, held_out, recipe, folder, workers, report)
+    origin = origin_of(target, drafter.config, training)
+    check_origin(folder / "training", origin, report)
+    trainer = _trainer(drafter, target, training, held_out, recipe, folder, workers, report, origin)
     if trainer.resume():
         report(f"resumed at step {trainer.step} of {trainer.total_steps}")
     else:
@@ -91,6 +91,23 @@ def train_drafter(
     return drafter
 
 
+def _answers(
+    path: Path, target, recipe: DrafterRecipe, report: Report
+) -> tuple[list[Answer], list[Answer]]:
+    """The target's answers to train on, and those held out."""
+    answers = read_answers(path, limit=recipe.limit)
+    check_answers(answers, target, path)
+    unsaid = sum(answer.target is None for answer in answers)
+    if unsaid:
+        report(f"{unsaid} of {len(answers)} answers do not say which target gave them")
+    training, held_out = split_held_out(answers, recipe.held_out)
+    if not training:
+        raise SpecBlockError(
+            f"{path} holds {len(answers)} answers and all are held out; regenerate more."
+        )
+    return training, held_out
+
+
 def _trainer(
     drafter: nn.Module,
     target,
@@ -100,6 +117,7 @@ def _trainer(
     folder: Path,
     workers: Workers,
     report: Report,
+    origin: dict[str, Any],
 ) -> Trainer:
     """Features, start and loop; what ``folder`` holds of an earlier run is not read yet."""
     layers, state = drafter.config.feature_layers, folder / "training"
@@ -119,6 +137,7 @@ def _trainer(
         evaluator=_evaluator(held, drafter, recipe, report),
         workers=workers,
         report=report,
+        origin=origin,
     )
 
 

@@ -74,15 +74,15 @@ def test_the_optimiser_goes_back_to_its_own_parameters(whole, tmp_path):
         assert torch.equal(before["exp_avg_sq"], after["exp_avg_sq"]), name
     smaller = make_model()
     smaller.rank_head[0].weight.requires_grad_(False)
-    with pytest.raises(CheckpointError, match="weights differ"):
+    with pytest.raises(CheckpointError, match="other weights"):
         make_trainer(whole.folder, smaller).resume()
 
 
 def test_other_settings_are_refused_and_those_of_the_log_are_not(whole):
     assert make_trainer(whole.folder, log_every=3, keep_checkpoints=1).resume()
-    with pytest.raises(CheckpointError, match="lr differ"):
+    with pytest.raises(CheckpointError, match="other lr"):
         make_trainer(whole.folder, lr=2e-3).resume()
-    with pytest.raises(CheckpointError, match="answers differ"):
+    with pytest.raises(CheckpointError, match="other answers"):
         make_trainer(whole.folder, sequences=9).resume()
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path):
     content[len(content) // 2] ^= 1  # a single bit of a weight
     newest.write_bytes(content)
     said = []
-    assert load_newest(tmp_path, said.append)["step"] == 3
+    assert load_newest(tmp_path, said.append)[1]["step"] == 3
     assert len(said) == 1
     assert "step-000004.pt is damaged" in said[0]
     before.write_bytes(before.read_bytes()[:100])

@@ -34,7 +34,7 @@ def bench_training(
     from specblock.bench.costs.training import measure_training
     from specblock.bench.environment import describe_environment
     from specblock.target.zoo import load_model
-    from specblock.training.data.answers import read_answers
+    from specblock.training.data.answers import check_answers, read_answers
     from specblock.training.data.regenerate import prepare_target
     from specblock.training.recipe import DrafterRecipe
 
@@ -42,6 +42,7 @@ def bench_training(
         torch.set_num_threads(threads)
     network, tokenizer = load_model(model, dtype=dtype, device=device)
     rows = read_answers(answers, limit=limit)
+    check_answers(rows, network, answers)
     recipe = DrafterRecipe(kind=kind)
     if len(rows) < recipe.train.batch_sequences:
         raise SpecBlockError(f"{answers} holds {len(rows)} answers, fewer than one batch takes.")

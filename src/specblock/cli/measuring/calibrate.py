@@ -66,7 +66,10 @@ def _learn(speculator: Speculator, folder: Path, prompts: Path, limit: int) -> N
 
     if not folder.is_dir():
         raise ConfigError("--survival writes into the drafter's folder: name it with --drafter.")
-    rows = read_prompts(prompts, speculator.tokenizer, limit=limit, max_tokens=512)
+    vocabulary = speculator.target.vocab_size
+    rows = read_prompts(
+        prompts, speculator.tokenizer, limit=limit, max_tokens=512, vocabulary=vocabulary
+    )
     model = learn_survival(
         speculator,
         [row.ids for row in rows],

@@ -49,6 +49,7 @@ def check(
 
     from specblock.data import OWN_PROMPTS
     from specblock.engine.loading import find_drafter, load_drafter
+    from specblock.target.model import text_config
     from specblock.target.zoo import load_model
     from specblock.training.data.prompts import read_prompts
     from specblock.training.evaluate.served import compare
@@ -60,7 +61,8 @@ def check(
         raise ConfigError(f"No drafter ships for {model}: name one with --drafter.")
     network, tokenizer = load_model(model, dtype=dtype, device=device)
     served = load_drafter(folder, network, tokenizer)
-    rows = read_prompts(prompts or OWN_PROMPTS, tokenizer, limit=limit, max_tokens=512)
+    asked, vocabulary = prompts or OWN_PROMPTS, text_config(network).vocab_size
+    rows = read_prompts(asked, tokenizer, limit=limit, max_tokens=512, vocabulary=vocabulary)
     say_step(f"answering {len(rows)} prompts with {folder}")
     found = compare(network, served, [row.ids for row in rows], max_new_tokens=max_new_tokens)
     console().print(agreement_table(found))

@@ -73,7 +73,7 @@ def evaluate(
     from specblock.bench.environment import describe_environment
     from specblock.engine.loading import find_drafter
     from specblock.target.zoo import load_model
-    from specblock.training.data.answers import read_answers
+    from specblock.training.data.answers import check_answers, read_answers
     from specblock.training.evaluate.finished import Setting, evaluate_drafter
 
     if threads is not None:
@@ -84,6 +84,7 @@ def evaluate(
         raise ConfigError(f"No drafter ships for {model}: name one with --drafter.")
     rows = read_answers(answers, limit=limit)
     network, tokenizer = load_model(model, dtype=dtype, device=device)
+    check_answers(rows, network, answers)
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:
         say_step(f"evaluating {folder}")

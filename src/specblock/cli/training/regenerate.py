@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 @configured(RegenerateSettings)
 def regenerate(settings: RegenerateSettings) -> None:
     """Let the target answer training prompts. Can be stopped and started again at any time."""
-    from specblock.training.data.shards import is_single
+    from specblock.training.data.shards import is_single, tells_target
     from specblock.training.provenance import earlier_runs, provenance_path, recorded
 
     folder = not is_single(settings.out)
-    _same_target(settings, earlier_runs(provenance_path(settings.out, folder=folder)))
+    # a name says less than the content, which the rows of local runs tell
+    if settings.endpoint or not tells_target(settings.out):
+        _same_target(settings, earlier_runs(provenance_path(settings.out, folder=folder)))
     inputs = [settings.prompts]
     with (
         recorded(settings.out, "regenerate", settings.to_dict(), inputs, folder=folder) as record,
@@ -66,7 +68,11 @@ def _here(settings: RegenerateSettings, show: Callable[[Progress], None]) -> int
         )
     ends = prepare_target(network, tokenizer)
     rows = read_prompts(
-        settings.prompts, tokenizer, limit=settings.limit, max_tokens=settings.max_prompt_tokens
+        settings.prompts,
+        tokenizer,
+        limit=settings.limit,
+        max_tokens=settings.max_prompt_tokens,
+        vocabulary=text_config(network).vocab_size,
     )
     names = (
         "max_new_tokens", "max_prompt_tokens", "batch_size", "temperatures", "top_p", "window",

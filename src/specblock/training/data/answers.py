@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from specblock.drafters.fingerprint import target_digest
 from specblock.drafters.specblock.model import vocabulary_map
 from specblock.errors import SpecBlockError
+from specblock.target.model import text_config
+from specblock.training.data.prompts import check_ids
 from specblock.training.data.shards import read_shard, shard_files
 
 
 @dataclass(frozen=True)
 class Answer:
     """A prompt with the target's answer, as token ids; ``stopped``: it ends with end-of-turn.
+    ``target``: whose answer it is, by content; None where that is not known.
 
     The turns of a conversation are answers of one ``id``, told apart by ``turn``.
     """
@@ -26,6 +30,7 @@ class Answer:
     answer_ids: list[int]
     stopped: bool
     turn: int = 0
+    target: str | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -47,13 +52,29 @@ def read_answers(path: Path, *, min_tokens: int = 8, limit: int | None = None) -
         for _, row in read_shard(file):
             if limit is not None and len(answers) >= limit:
                 return answers
-            if len(row["answer_ids"]) >= min_tokens:
-                stopped, turn = row["finish_reason"] == "stop", row.get("turn") or 0
-                own = Answer(row["id"], row["prompt_ids"], row["answer_ids"], stopped, turn)
-                answers.append(own)
+            if len(row.answer_ids) >= min_tokens:
+                own = row.id, row.prompt_ids, row.answer_ids, row.finish_reason == "stop"
+                answers.append(Answer(*own, row.turn or 0, row.target))
     if not answers:
         raise SpecBlockError(f"{path} holds no answer of {min_tokens} tokens; regenerate more.")
     return answers
+
+
+def check_answers(answers: Iterable[Answer], target: nn.Module, path: Path) -> None:
+    """Refuse answers that ``target`` cannot have given; ``path`` is where they are.
+
+    Raises:
+        SpecBlockError: another target gave one, or one has a token that the target does not know.
+    """
+    vocabulary, digest = text_config(target).vocab_size, target_digest(target)
+    for answer in answers:
+        where = f"The answer to '{answer.id}', turn {answer.turn}, in {path}"
+        check_ids(answer.ids, vocabulary, where)
+        if answer.target not in (None, digest):
+            raise SpecBlockError(
+                f"{where} is another target's ({answer.target}, not {digest}): give the --model "
+                f"that answered, or let this one answer with `specblock regenerate`."
+            )
 
 
 def split_held_out(answers: list[Answer], count: int) -> tuple[list[Answer], list[Answer]]:

@@ -61,10 +61,10 @@ def check_ids(ids: Iterable[int], vocabulary: int | None, where: str) -> None:
     Raises:
         SpecBlockError: names the row and the id.
     """
-    wrong = next((i for i in ids if not 0 <= i < vocabulary), None) if vocabulary else None
-    if wrong is not None:
+    largest = max(ids, default=0)
+    if vocabulary is not None and largest >= vocabulary:
         raise SpecBlockError(
-            f"{where} has the token id {wrong}, but the target's vocabulary ends at "
+            f"{where} has the token id {largest}, but the target's vocabulary ends at "
             f"{vocabulary - 1}: use this model's own tokenizer and answers."
         )
 

@@ -20,6 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from specblock.drafters.fingerprint import target_digest
 from specblock.errors import ModelError
 from specblock.kernels.linear import route_linears
 from specblock.kernels.route_table import ROW_BUCKETS, RouteTable
@@ -29,7 +30,7 @@ from specblock.target.architecture.verifiable import check_verifiable
 from specblock.target.cache import PathCache
 from specblock.target.masks import FULL, additive, attention_kinds
 from specblock.training.data import turns
-from specblock.training.data.prompts import Prompt
+from specblock.training.data.prompts import Prompt, check_ids
 from specblock.training.data.shards import AnswerStore, finished_ids
 from specblock.training.data.turns import Progress, Turn, answer_row, keyed_seed, turn_of
 
@@ -173,10 +174,13 @@ def regenerate(
     """Append an answer for every turn without one; returns the number of new answers.
 
     ``out`` is a ``.jsonl`` file or a folder of shards. Rows: ``{"id", "turn", "prompt_ids",
-    "answer_ids", "temperature", "finish_reason"}``. ``tokenizer`` renders later turns; it may be
-    left out where no conversation has any.
+    "answer_ids", "temperature", "finish_reason", "target"}``. ``tokenizer`` renders later turns;
+    it may be left out where no conversation has any.
 
-    Raises :class:`ModelError` for targets with other layers than full attention.
+    Raises:
+        ModelError: the target has other layers than full attention.
+        SpecBlockError: ``out`` has answers of another target, or a prompt has a token that this
+            one does not know.
     """
     check_verifiable(model)
     if attention_kinds(text_config(model)) != (FULL,):
@@ -185,10 +189,14 @@ def regenerate(
             "choose a target with full attention in every layer."
         )
     started = time.monotonic()
-    with AnswerStore(out, config.shard_rows, turns.multi_turn_ids(prompts)) as store:
+    vocabulary, target = text_config(model).vocab_size, target_digest(model)
+    remember = turns.multi_turn_ids(prompts)
+    with AnswerStore(out, config.shard_rows, remember, target) as store:
         progress = Progress(turns.missing_answers(prompts, store))
         for batch in open_batches(prompts, store, tokenizer, config):
-            rows = answer_turns(model, batch, eos, config)
+            for turn in batch:
+                check_ids(turn.ids, vocabulary, f"Conversation '{turn.id}', turn {turn.number}")
+            rows = answer_turns(model, batch, eos, config, target)
             new = [row for row in rows if not store.has(row["id"], row["turn"])]
             store.append(new)
             progress.answers += len(new)
@@ -221,13 +229,17 @@ def open_batches(
 
 
 def answer_turns(
-    model, batch: list[Turn], eos: frozenset[int], config: RegenerateConfig
+    model,
+    batch: list[Turn],
+    eos: frozenset[int],
+    config: RegenerateConfig,
+    target: str | None = None,
 ) -> list[dict]:
     """Rows of the answers to a batch; a function of the batch, the model and the settings."""
     generator = torch.Generator(device=model.device).manual_seed(keyed_seed(config.seed, batch))
     temperatures = [temperature_of(turn.id, config) for turn in batch]
     answers = answer_batch(model, batch, temperatures, eos, config, generator)
     return [
-        answer_row(turn, answer, heat, answer[-1] in eos)
+        answer_row(turn, answer, heat, answer[-1] in eos, target)
         for turn, answer, heat in zip(batch, answers, temperatures, strict=True)
     ]

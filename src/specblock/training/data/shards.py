@@ -6,12 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
+from pydantic import Field, ValidationError
 
 from specblock.errors import SpecBlockError
 from specblock.storage import explain_disk_errors, fsync_path
+from specblock.stored import Stored, explain
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 SHARD = "answers-{:05d}.jsonl"
 
@@ -28,7 +32,22 @@ def is_single(path: Path) -> bool:
     return path.is_file() or (path.suffix == ".jsonl" and not path.is_dir())
 
 
-def read_shard(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+class AnswerRow(Stored):
+    """One answer: token ids of what was asked and of what ``target`` (by content) said to it.
+
+    ``target`` is None where it is not known: from an endpoint, from somebody's conversations, or
+    written by an earlier version.
+    """
+
+    id: str
+    turn: int | None = None
+    prompt_ids: Annotated[list[TokenId], Field(min_length=1)]
+    answer_ids: list[TokenId]
+    finish_reason: str
+    target: str | None = None
+
+
+def read_shard(path: Path) -> Iterator[tuple[int, AnswerRow]]:
     """(line number, row) of every whole line; a last line without an end is still being written.
 
     Raises:
@@ -39,13 +58,19 @@ def read_shard(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                row = json.loads(line)
-                row["id"], row["answer_ids"], row["prompt_ids"], row["finish_reason"]
-            except (ValueError, KeyError, TypeError) as error:
+                yield number, AnswerRow.model_validate_json(line)
+            except ValidationError as error:
                 raise SpecBlockError(
-                    f"{path}, line {number} is not an answer of `specblock regenerate`; drop it."
-                ) from error
-            yield number, row
+                    f"{path}, line {number} is not an answer of `specblock regenerate`: it "
+                    f"{explain(error)}; drop it."
+                ) from None
+
+
+def tells_target(path: Path) -> bool:
+    """Whether the first answer at ``path`` says by content who gave it."""
+    rows = (row for file in shard_files(path) for _, row in read_shard(file))
+    first = next(rows, None)
+    return first is not None and first.target is not None
 
 
 def finished_ids(path: Path) -> set[str]:
@@ -62,14 +87,20 @@ class AnswerStore:
 
     Args:
         remember: ids whose answers are kept in memory, because a later turn builds on them.
+        target: who answers, by content; None where that is not known.
     """
 
     def __init__(
-        self, path: Path, shard_rows: int = 20_000, remember: frozenset[str] = frozenset()
+        self,
+        path: Path,
+        shard_rows: int = 20_000,
+        remember: frozenset[str] = frozenset(),
+        target: str | None = None,
     ):
         if path.suffix in (".zst", ".gz", ".json"):
             raise SpecBlockError(f"Answers are appended to a .jsonl file or a folder, not {path}.")
         self.path, self.shard_rows, self.remember = path, shard_rows, remember
+        self.target = target
         self.single = is_single(path)
         self.finished: set[tuple[str, int]] = set()
         self.ended: set[str] = set()
@@ -127,7 +158,7 @@ class AnswerStore:
                 data = data[os.write(self._handle, data) :]
         self._rows += len(rows)
         for row in rows:
-            self._note(row)
+            self._note(row["id"], row["turn"], row["answer_ids"])
 
     def _roll(self) -> None:
         """Open the file that takes the next row."""
@@ -152,17 +183,21 @@ class AnswerStore:
             with explain_disk_errors(path):
                 _cut_half_line(path)
             self._file, self._rows = path, 0
-            for _, row in read_shard(path):
-                self._note(row)
+            for number, row in read_shard(path):
+                if None not in (self.target, row.target) and row.target != self.target:
+                    raise SpecBlockError(
+                        f"{path}, line {number} is the answer of another target ({row.target}, not "
+                        f"{self.target}): choose another --out for those of this one."
+                    )
+                self._note(row.id, row.turn, row.answer_ids)
                 self._rows += 1
 
-    def _note(self, row: dict[str, Any]) -> None:
-        name, turn = row["id"], row.get("turn")
+    def _note(self, name: str, turn: int | None, answer_ids: list[int]) -> None:
         if turn is None:
             self.ended.add(name)
         self.finished.add((name, turn or 0))
         if name in self.remember:
-            self._answers[name, turn or 0] = row["answer_ids"]
+            self._answers[name, turn or 0] = answer_ids
 
 
 def _cut_half_line(path: Path) -> None:

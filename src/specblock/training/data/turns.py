@@ -102,9 +102,13 @@ def turn_of(
 
 
 def answer_row(
-    turn: Turn, answer_ids: list[int], temperature: float | None, stopped: bool
+    turn: Turn,
+    answer_ids: list[int],
+    temperature: float | None,
+    stopped: bool,
+    target: str | None = None,
 ) -> dict[str, Any]:
-    """The row of an answer file; no temperature where it is not known."""
+    """The row of an answer file; no temperature and no target where it is not known."""
     return {
         "id": turn.id,
         "turn": turn.number,
@@ -112,4 +116,5 @@ def answer_row(
         "answer_ids": answer_ids,
         "temperature": temperature,
         "finish_reason": "stop" if stopped else "length",
+        **({} if target is None else {"target": target}),
     }

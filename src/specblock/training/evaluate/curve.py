@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from specblock.kernels.linear import routed
+from specblock.stored import restoring
 from specblock.training.loop.checkpoints import numbered
+from specblock.training.loop.state import read_state
 
 FIELDS = ("step", "answer_tokens")
 
@@ -40,8 +41,9 @@ def former_states(folder: Path, model: nn.Module, count: int) -> Iterator[dict[s
         state was kept.
     """
     for path in spread(numbered(folder / "training"), count):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"], strict=False)
+        state = read_state(path)
+        with restoring(path, "model"):
+            model.load_state_dict(state.model, strict=False)
         for linear in routed(model):
             linear.refresh()
-        yield {field: state[field] for field in FIELDS}
+        yield {field: getattr(state, field) for field in FIELDS}

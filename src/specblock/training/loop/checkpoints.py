@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +49,32 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest state that can be read; None if there is none at all.
+def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, Any] | None:
+    """The newest file that can be read, and what it holds; None if there is none at all.
 
     ``warn`` is told of damaged ones. Raises :class:`CheckpointError` if all are damaged.
     """
     states = numbered(folder)
     for _, path in states:
-        if _whole(path):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with suppress(CheckpointError):
+            return path, load_state(path)
         warn(f"{path} is damaged: going back to the state before it")
     if states:
         raise CheckpointError(
             f"Every training state in {folder} is damaged; delete the folder to start again."
         )
     return None
+
+
+def load_state(path: Path) -> Any:
+    """What is in a file. Raises :class:`CheckpointError` if it is damaged or something else."""
+    damaged = CheckpointError(f"{path} is damaged; delete it or copy it again.")
+    if not _whole(path):
+        raise damaged
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError, ValueError) as error:
+        raise damaged from error  # a whole archive of something else
 
 
 def _whole(path: Path) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,20 +20,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from specblock.errors import CheckpointError
+from specblock.stored import restoring
 from specblock.training.distributed.sharding import gathered, load_gathered, whole
 from specblock.training.distributed.workers import Workers
 from specblock.training.evaluate.evaluator import Evaluation, Evaluator, TrainingLoss, make_batch
 from specblock.training.features.corpus import Corpus
-from specblock.training.loop.checkpoints import (
-    load_newest,
-    random_states,
-    restore_random_states,
-    save_state,
-)
+from specblock.training.loop.checkpoints import random_states, restore_random_states, save_state
 from specblock.training.loop.interrupt import Interrupt
 from specblock.training.loop.monitor import Monitor, columns
 from specblock.training.loop.plan import micro_batches, steps_from
+from specblock.training.loop.state import check_identity, newest_state, version
 from specblock.training.objectives.batch import Objective, Tally, summary
 from specblock.training.objectives.noise import mixed_seed
 
@@ -98,6 +94,7 @@ class Trainer:
         evaluator: is asked every ``eval_every_seconds`` and by :meth:`evaluate`.
         workers: the processes that train together; made for the model's device if not given.
         report: is told what happens, one line at a time, in the main process alone.
+        origin: what is trained on what, see :func:`specblock.training.loop.state.origin_of`.
     """
 
     def __init__(
@@ -111,11 +108,13 @@ class Trainer:
         evaluator: Evaluator | None = None,
         workers: Workers | None = None,
         report: Report = lambda line: None,
+        origin: Mapping[str, Any] | None = None,
     ):
         device = next(model.parameters()).device
         self.workers = workers or Workers(cpu=device.type == "cpu")
         self.model, self.objective, self.sequences = model, objective, sequences
         self.config, self.folder, self.evaluator = config, folder, evaluator
+        self.origin = dict(origin or {})
         self.loss = TrainingLoss(model, objective, mixed_precision=config.mixed_precision)
         self.network = self.workers.wrap(self.loss, sharded=config.sharded)
         self._report = report if self.workers.is_main else lambda line: None
@@ -240,7 +239,7 @@ class Trainer:
         """What must be the same for a saved state to be this run's."""
         digest = hashlib.sha256(repr(self._sizes).encode()).hexdigest()
         settings = {**self.config.decisive(), "processes": self.workers.count}
-        return {**settings, "objective": repr(self.objective), "answers": digest}
+        return {**settings, "objective": repr(self.objective), "answers": digest, **self.origin}
 
     def save(self) -> None:
         """Everything a resumed run needs; all processes must call this, the main one writes."""
@@ -259,33 +258,28 @@ class Trainer:
             "elapsed": self.elapsed,
             "tables": self._monitor.lengths(),
             "identity": self._identity(),
+            "version": version(),
         }
         save_state(self.folder, self.step, state, self.config.keep_checkpoints)
 
     def resume(self) -> bool:
         """Pick up the newest whole state of ``folder``; False if there is none.
 
-        Raises :class:`CheckpointError` if it is another run's or all states are damaged.
+        Raises :class:`CheckpointError` if it is another run's or no state, or all are damaged.
         """
-        state = load_newest(self.folder, self._report)
-        if state is None:
+        found = newest_state(self.folder, self._report)
+        if found is None:
             return False
-        self._check(state)
-        load_gathered(self.model, self.optimiser, state["model"], state["optimiser"])
-        restore_random_states(state["random"])
-        self.step, self.answer_tokens = state["step"], state["answer_tokens"]
-        self.elapsed, self._tables = state["elapsed"], state["tables"]
+        path, state = found
+        mine, theirs = {"weights": self._names}, {"weights": state.names}
+        mine, theirs = {**self._identity(), **mine}, {**state.identity, **theirs}
+        check_identity(path, mine, theirs, self._report)
+        with restoring(path, "model, optimiser or random"):
+            load_gathered(self.model, self.optimiser, state.model, state.optimiser)
+            restore_random_states(state.random)
+        self.step, self.answer_tokens = state.step, state.answer_tokens
+        self.elapsed, self._tables = state.elapsed, state.tables
         return True
-
-    def _check(self, state: dict[str, Any]) -> None:
-        mine, theirs = self._identity(), state["identity"]
-        changed = [key for key in mine if mine[key] != theirs.get(key)]
-        if changed or state["names"] != self._names:
-            what = ", ".join(changed) or "the drafter's weights"
-            raise CheckpointError(
-                f"The training state in {self.folder} is another run's ({what} differ); give the "
-                "same settings, or start from its drafter with --init in a new folder."
-            )
 
 
 class _Pace:
