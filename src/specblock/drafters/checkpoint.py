@@ -82,7 +82,7 @@ def load_checkpoint(
         config_class, network: what the folder is to hold: its config's class, and what builds the
             network from a config.
         embeddings: [V, H], the target's input embeddings; shared, not copied, where dtype and
-            device are already right. Never trained. Own ones of a drafter give way if equal.
+            device are already right. Never trained. Own ones give way if they are the same.
         target_head: [V, H], the target's output head; needed if ``config.target_lm_head``, whose
             ``lm_head`` is a frozen copy of its rows of the draft vocabulary.
 
@@ -96,8 +96,13 @@ def load_checkpoint(
     folder = Path(folder)
     config = read_config(folder, config_class)
     path = folder / WEIGHTS
+<<<<<<< HEAD
     tensors, metadata = read_tensors(path)
     tensors = unpack(tensors)
+=======
+    packed, metadata = read_tensors(path)
+    tensors = unpack(packed)
+>>>>>>> eagle
     check_tensors(tensors, stored_shapes(config, network), path)
     _check_same_origin(config, metadata, folder)
     check_vocabulary_map(tensors["d2t"], tensors["t2d"], path)
@@ -105,9 +110,8 @@ def load_checkpoint(
     model = _skeleton(config, network)
     _check_matrix("input embeddings", embeddings, config)
     (name,) = (name for name in model.state_dict() if name.endswith(EMBEDDINGS))
-    shared = embeddings.detach().to(device, dtype)
-    if name not in state or torch.equal(state[name], shared):
-        state[name] = shared
+    targets = embeddings.detach().to(device, dtype)
+    state[name] = targets if torch.equal(state.get(name, targets), targets) else state[name]
     if config.target_lm_head:
         if target_head is None:
             raise CheckpointError(f"The drafter in {folder} needs the target's output head.")
