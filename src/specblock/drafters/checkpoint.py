@@ -96,13 +96,8 @@ def load_checkpoint(
     folder = Path(folder)
     config = read_config(folder, config_class)
     path = folder / WEIGHTS
-<<<<<<< HEAD
-    tensors, metadata = read_tensors(path)
-    tensors = unpack(tensors)
-=======
     packed, metadata = read_tensors(path)
     tensors = unpack(packed)
->>>>>>> eagle
     check_tensors(tensors, stored_shapes(config, network), path)
     _check_same_origin(config, metadata, folder)
     check_vocabulary_map(tensors["d2t"], tensors["t2d"], path)
