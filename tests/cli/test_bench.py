@@ -6,7 +6,7 @@ import pytest
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
 
-from specblock.target import zoo
+from specblock.target.loading import zoo
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -140,14 +141,17 @@ def converted(monkeypatch):
     from specblock.drafters.specblock import convert as library
 
     calls = []
-    monkeypatch.setattr(
-        library, "convert_published", lambda *paths, **options: calls.append((paths, options))
-    )
+
+    def convert(*paths, **options):
+        calls.append((paths, options))
+        return SimpleNamespace(feature_layers=(1, 5, 9))
+
+    monkeypatch.setattr(library, "convert_published", convert)
     return calls
 
 
 def test_convert_reads_layers_and_tokenizer_off_the_target(run, converted, monkeypatch, tmp_path):
-    from specblock.target import zoo
+    from specblock.target.loading import zoo
 
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 12}')
     monkeypatch.setattr(zoo, "locate_model", lambda name: tmp_path)
@@ -159,6 +163,7 @@ def test_convert_reads_layers_and_tokenizer_off_the_target(run, converted, monke
     assert [path.name for path in paths] == ["from", "to"]
     assert (options["target_layers"], options["feature_layers"]) == (12, (1, 5, 9))
     assert options["tokenizer_fingerprint"]
+    assert "reads the outputs of layers 1, 5, 9" in result.stdout
     assert "--drafter to" in result.stdout
 
 
@@ -217,14 +222,17 @@ def test_convert_refuses_to_lose_the_source(run, tmp_path):
 
 def test_check_ends_with_one_where_serving_differs(run, monkeypatch, tmp_path):
     from tests.engine.test_speculator import make_tokenizer
+    from tests.tiny import make_target
 
     from specblock.engine import loading
-    from specblock.target import zoo
+    from specblock.target.loading import zoo
     from specblock.training.evaluate import served
     from specblock.training.evaluate.served import Agreement
 
     found = Agreement(3, 40, 100, 0.01, 0.01, 1.0, 2.5, 2.5)
-    monkeypatch.setattr(zoo, "load_model", lambda *names, **options: (None, make_tokenizer()))
+    monkeypatch.setattr(
+        zoo, "load_model", lambda *names, **options: (make_target("llama"), make_tokenizer())
+    )
     monkeypatch.setattr(loading, "load_drafter", lambda *arguments: None)
     monkeypatch.setattr(served, "compare", lambda *arguments, **options: found)
     report = tmp_path / "report.json"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import yaml
@@ -78,7 +79,11 @@ def test_from_a_file_to_answers(run, folder, source, tmp_path):
     first, second = earlier_runs(answers / "provenance.json")
     assert (first["settings"]["limit"], second["settings"]["limit"]) == (3, None)
     assert first["inputs"][0]["sha256"] == second["inputs"][0]["sha256"]
-    refused(run("regenerate", "--config", str(config), "--model", "another"), "has answers of")
+    other = shutil.copytree(folder, tmp_path / "other")
+    make_target("qwen3", vocab_size=len(chat_tokenizer()), num_hidden_layers=2).save_pretrained(
+        other
+    )
+    refused(run("regenerate", "--config", str(config), "--model", str(other)), "another target")
     refused(
         run("regenerate", "--config", str(config), "--max-new-tokens", "1000"), "context is 256"
     )

@@ -76,9 +76,10 @@ class Remembering:
         self._saved = time.monotonic()
 
     def _resume(self) -> None:
-        state = load_newest(self.config.folder, _log.warning)
-        if state is None:
+        found = load_newest(self.config.folder, _log.warning)
+        if found is None:
             return
+        _, state = found
         if state["identity"] != self._identity:
             raise ConfigError(
                 f"The adaptation in {self.config.folder} belongs to another model or drafter: give "

@@ -72,9 +72,10 @@ def resume(adaptation: Adaptation) -> bool:
         CheckpointError: every state in the folder is damaged.
     """
     folder, learner = adaptation.config.folder, adaptation.learner
-    state = load_newest(folder, _log.warning)
-    if state is None:
+    found = load_newest(folder, _log.warning)
+    if found is None:
         return False
+    _, state = found
     if state["identity"] != _identity(adaptation):
         raise ConfigError(
             f"The adaptation in {folder} belongs to another drafter or another rank: give another "

@@ -29,8 +29,8 @@ from specblock.engine.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.kernels.deadline import OutOfTimeError
 from specblock.target.architecture.structure import text_config
+from specblock.target.loading.zoo import load_model
 from specblock.target.model import Target
-from specblock.target.zoo import load_model
 from specblock.tree.cost import CostTable
 
 if TYPE_CHECKING:
@@ -152,11 +152,11 @@ def assemble(
     if budget == "fixed" or costs is None:
         return Speculator(target, tokenizer, drafter, FixedBudget(), costs, adapt=adapt)
     if folder == LOOKUP:
-        budgets = CopiesController(costs), costs, CopiesController(costs)
+        kind, learned = CopiesController, None
     else:
-        learned = BudgetController(costs, load_survival(folder))
-        budgets = learned, costs, BudgetController(costs)
-    return Speculator(target, tokenizer, drafter, *budgets, adapt, TextCopies())
+        kind, learned = BudgetController, load_survival(folder)
+    greedy, sampled = (kind(costs, model, heed_clock=True) for model in (learned, None))
+    return Speculator(target, tokenizer, drafter, greedy, costs, sampled, adapt, TextCopies())
 
 
 def _costs(

@@ -27,20 +27,24 @@ class BudgetController:
     * `asking_gain`: the same of the network's nodes, by the probability that the copies end at the
       root;
     * `account`: the plain steps that this text may still lose (:class:`Account`);
-    * `drag`: by how much the clock says the table is wrong (:class:`Drag`), where `clocked` tells.
+    * `drag`: by how much the clock says the table is wrong (:class:`Drag`); nothing unless
+      `heed_clock` is set, as it is where costs are this machine's.
 
     No round may cost more than the account covers if nothing of it is accepted; where that leaves
     no round, the next token is decoded plainly. So whatever drafter and copies claim, by the cost
     table a text of n tokens takes no longer than n + `Account.granted(n)` plain steps, and a text
-    that stops to pay loses little of what it won. Equal rounds lead to equal choices.
+    that stops to pay loses little of what it won. Without a clock to heed, equal rounds lead to
+    equal choices.
     """
 
     # Worth at least so many times its cost, whatever was learned: with no copies at hand the
     # network is always asked, with weak ones nearly always.
     LEAST_WORTH = 1.25
 
-    def __init__(self, costs: CostTable, model: SurvivalModel | None = None):
-        self.costs, self.model = costs, model or SurvivalModel.fresh()
+    def __init__(
+        self, costs: CostTable, model: SurvivalModel | None = None, *, heed_clock: bool = False
+    ):
+        self.costs, self.model, self._heed_clock = costs, model or SurvivalModel.fresh(), heed_clock
         self.account, self.drag, self._pending = Account(), Drag(), 1
         self._booked = (False, 0.0)
         self._overall = Recent(0.98, 1.0, costs.target_seconds(1))
@@ -167,7 +171,8 @@ class BudgetController:
     def clocked(self, seconds: float) -> None:
         """What the round that was reported last took by the clock."""
         drafted, by_table = self._booked
-        self.drag.add(drafted, seconds, by_table)
+        if self._heed_clock:
+            self.drag.add(drafted, seconds, by_table)
 
     def _book(self, tokens: int, seconds: float, tried: bool) -> None:
         self._booked = (tried, seconds)

@@ -17,7 +17,13 @@ def _one_thread():
 def decode(plain, drafting, tokens=600, told=True):
     """Seconds a token and shares of drafting rounds, where rounds of both kinds take so many times
     the table's; three of four copies are right."""
-    control, seconds, written, drafted, rounds = CopiesController(CPU), 0.0, 0, 0, 0
+    control, seconds, written, drafted, rounds = (
+        CopiesController(CPU, heed_clock=told),
+        0.0,
+        0,
+        0,
+        0,
+    )
     control.begin()
     while written < tokens:
         copied = chain(0.8) if control.affords() else None
@@ -29,8 +35,7 @@ def decode(plain, drafting, tokens=600, told=True):
         taken *= drafting if nodes else plain
         control.update_without(yielded)
         control.drawn([1, 2, 3, 4][:yielded] if rounds % 4 else [50])
-        if told:
-            control.clocked(taken)
+        control.clocked(taken)
         seconds, written = seconds + taken, written + yielded
         drafted, rounds = drafted + (nodes > 0), rounds + 1
     return seconds / written / CPU.target_seconds(1), drafted / rounds

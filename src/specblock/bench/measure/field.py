@@ -222,12 +222,10 @@ def _speculator(
     if costs is None:
         return Speculator(target, tokenizer, metered, FixedBudget(NODES))
     folder, copies = folders.get(spec.kind or ""), TextCopies() if spec.copies else None
-    if isinstance(drafter, LookupDrafter):
-        alone = CopiesController(costs), costs, CopiesController(costs)
-        return Speculator(target, tokenizer, metered, *alone, copies=copies)
-    greedy = BudgetController(costs, None if folder is None else load_survival(folder))
-    sampling = BudgetController(costs)
-    return Speculator(target, tokenizer, metered, greedy, costs, sampling, copies=copies)
+    kind = CopiesController if isinstance(drafter, LookupDrafter) else BudgetController
+    learned = None if folder is None else load_survival(folder)
+    greedy, sampled = (kind(costs, model, heed_clock=True) for model in (learned, None))
+    return Speculator(target, tokenizer, metered, greedy, costs, sampled, copies=copies)
 
 
 def _about(spec: MethodSpec, drafter: Drafter | None, measured: bool) -> dict[str, Any]:

@@ -33,7 +33,9 @@ class Row:
     verify_seconds: float
     identical: bool | None  # to plain decoding; None without it
     speculative_rounds: int = 0
-    round_tokens: int = 0  # of all verifications, bonus tokens counted, before a cut at the end
+    round_tokens: int = (
+        0  # of all verifications, bonus tokens counted, an end token's followers too
+    )
     draft_calls: int = 0
     offered_nodes: int = 0
     verified_nodes: int = 0

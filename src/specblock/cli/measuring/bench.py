@@ -124,7 +124,7 @@ def open_field(
     from specblock.bench.measure.journal import kept_by
     from specblock.bench.measure.methods import resolve
     from specblock.bench.measure.weights import find_weights
-    from specblock.target.zoo import load_model
+    from specblock.target.loading.zoo import load_model
 
     names = list(resolve([name.strip() for name in methods.split(",") if name.strip()]))
     folders = find_weights(model, drafters)

@@ -39,7 +39,7 @@ def bench_cost(
     from specblock.bench.costs.drafting import drafting_cost
     from specblock.bench.costs.shapes import find_shape
     from specblock.storage import write_atomically
-    from specblock.target.zoo import DTYPES
+    from specblock.target.loading.zoo import DTYPES
 
     found = find_shape(shape)
     if not isinstance(DTYPES.get(dtype), torch.dtype):

@@ -33,7 +33,7 @@ def bench_training(
 
     from specblock.bench.costs.training import measure_training
     from specblock.bench.environment import describe_environment
-    from specblock.target.zoo import load_model
+    from specblock.target.loading.zoo import load_model
     from specblock.training.data.answers import check_answers, read_answers
     from specblock.training.data.regenerate import prepare_target
     from specblock.training.recipe import DrafterRecipe

@@ -49,8 +49,8 @@ def check(
 
     from specblock.data import OWN_PROMPTS
     from specblock.engine.loading import find_drafter, load_drafter
+    from specblock.target.loading.zoo import load_model
     from specblock.target.model import text_config
-    from specblock.target.zoo import load_model
     from specblock.training.data.prompts import read_prompts
     from specblock.training.evaluate.served import compare
 

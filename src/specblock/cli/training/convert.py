@@ -76,7 +76,7 @@ def _convert_published(
     from specblock.drafters.eagle3.convert import convert_eagle3, is_eagle3
     from specblock.drafters.fingerprint import tokenizer_fingerprint
     from specblock.drafters.specblock.convert import convert_published, target_layer_count
-    from specblock.target.zoo import load_tokenizer, locate_model
+    from specblock.target.loading.zoo import load_tokenizer, locate_model
 
     fingerprint = ""
     if target is not None:

@@ -72,7 +72,7 @@ def evaluate(
 
     from specblock.bench.environment import describe_environment
     from specblock.engine.loading import find_drafter
-    from specblock.target.zoo import load_model
+    from specblock.target.loading.zoo import load_model
     from specblock.training.data.answers import check_answers, read_answers
     from specblock.training.evaluate.finished import Setting, evaluate_drafter
 

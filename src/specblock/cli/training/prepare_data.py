@@ -14,7 +14,7 @@ from specblock.training.settings import PrepareDataSettings
 @configured(PrepareDataSettings)
 def prepare_data(settings: PrepareDataSettings) -> None:
     """Turn JSONL rows or a Hugging Face data set into prompts for `specblock regenerate`."""
-    from specblock.target.zoo import load_tokenizer, locate_model
+    from specblock.target.loading.zoo import load_tokenizer, locate_model
     from specblock.training.data.prepare import prepare_prompts, source_rows
     from specblock.training.data.rows import BrokenRows
     from specblock.training.provenance import recorded

@@ -52,7 +52,7 @@ def _here(settings: RegenerateSettings, show: Callable[[Progress], None]) -> int
     import torch
 
     from specblock.target.architecture.structure import text_config
-    from specblock.target.zoo import load_model
+    from specblock.target.loading.zoo import load_model
     from specblock.training.data.prompts import read_prompts
     from specblock.training.data.regenerate import RegenerateConfig, prepare_target, regenerate
 
@@ -84,7 +84,7 @@ def _here(settings: RegenerateSettings, show: Callable[[Progress], None]) -> int
 
 
 def _at_endpoint(settings: RegenerateSettings, show: Callable[[Progress], None]) -> int:
-    from specblock.target.zoo import load_tokenizer, locate_model
+    from specblock.target.loading.zoo import load_tokenizer, locate_model
     from specblock.training.data.endpoint import EndpointConfig, regenerate_at
     from specblock.training.data.prompts import read_prompts
 

@@ -26,7 +26,7 @@ def train(settings: TrainSettings) -> None:
     recipe = recipe_of(settings)
     import torch
 
-    from specblock.target.zoo import load_model
+    from specblock.target.loading.zoo import load_model
     from specblock.training.distributed.workers import Workers
     from specblock.training.pipeline import train_drafter
 

@@ -36,8 +36,7 @@ def simulate(
 
     Returns:
         (rounds, tokens) as :class:`specblock.engine.statistics.GenerationStats` counts them: one
-        verification a round, the bonus token included, the prefill's first token not. Of the
-        last round nothing is known behind the answer's end but that a bonus token follows.
+        verification a round, the bonus token included, the prefill's first token not.
     """
     features, tokens = sequence.features.to(device), sequence.tokens.to(device)
     truth = tokens.tolist()
@@ -51,10 +50,10 @@ def simulate(
     while known < len(truth):
         tree, asked = draft(drafter, budget, copies, truth[known - 1], device)
         accepted, trials = walk(tree, truth[known:])
-        fresh = slice(known, known + accepted + 1)
+        fresh = slice(known, min(known + accepted + 1, len(truth)))
         report(budget, copies, tree, asked, truth[fresh], trials, features[fresh])
         rounds += 1
-        counted += accepted + 1
+        counted += fresh.stop - known
         drafter.observe(features[fresh], tokens[fresh])
         known += accepted + 1
     return rounds, counted

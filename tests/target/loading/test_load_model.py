@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specblock.errors import ModelError
-from specblock.target import embedded, zoo
-from specblock.target.embedded import SMOLLM2
-from tests.target.test_zoo import leftovers
+from specblock.target.loading import converted, embedded, zoo
+from specblock.target.loading.embedded import SMOLLM2
+from tests.target.loading.test_converted import leftovers
 
 
 @pytest.fixture(scope="module")
@@ -193,4 +193,4 @@ def test_the_embedded_model_is_converted_from_scratch(tmp_path, capfd):
     (weights,) = tmp_path.glob("models/*/model.safetensors")
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size // 2)
-    assert not embedded.is_intact(weights.parent, SMOLLM2)
+    assert not converted.is_intact(weights.parent, SMOLLM2.sha256)

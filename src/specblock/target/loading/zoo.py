@@ -14,8 +14,10 @@ import torch
 
 from specblock.errors import ModelError
 from specblock.storage import explain_disk_errors
-from specblock.target.embedded import SMOLLM2, EmbeddedModel, find_gguf, prepare
-from specblock.target.quiet import quiet_transformers
+from specblock.target.loading.converted import prepare
+from specblock.target.loading.embedded import SMOLLM2, EmbeddedModel, conversion_of, find_gguf
+from specblock.target.loading.quiet import quiet_transformers
+from specblock.target.loading.sentences import first_sentence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,8 +52,9 @@ def load_model(
 
     Args:
         name_or_path: an embedded name (``smollm2-135m-instruct``), a folder in transformers'
-            layout with safetensors weights, or a hub id. A model in the hub's local cache is
-            taken from there without asking the network.
+            layout with safetensors weights, a GGUF file or a folder with one (converted once into
+            ``cache_dir``), or a hub id. A model in the hub's local cache is taken from there
+            without asking the network.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
         device: a torch device.
         cache_dir: where SpecBlock keeps converted models, instead of the user's cache folder.
@@ -76,12 +79,10 @@ def locate_model(name: str, cache_dir: str | Path | None = None) -> Path:
     """
     source = EMBEDDED.get(name.lower())
     if source is not None:
-        return prepare(source, cache_dir)
+        return prepare(conversion_of(source), cache_dir)
     path = Path(name).expanduser()
     if path.exists():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{name} is not a model folder: it has no config.json.")
-        return path
+        return path if (path / "config.json").is_file() else _from_gguf(path, cache_dir)
     if not HUB_ID.fullmatch(name):
         raise ModelError(
             f"There is no folder {name}, and it is not a model id either: give an existing folder, "
@@ -93,8 +94,22 @@ def locate_model(name: str, cache_dir: str | Path | None = None) -> Path:
     except _NoNetwork:
         if twin is not None and _installed(twin):
             logger.warning("No network: %s is taken from the package %s.", name, twin.distribution)
-            return prepare(twin, cache_dir)
+            return prepare(conversion_of(twin), cache_dir)
         raise
+
+
+def _from_gguf(path: Path, cache_dir: str | Path | None) -> Path:
+    """The converted folder of a GGUF file, or of the only one in a folder."""
+    from specblock.target.loading import gguf
+
+    if not path.is_dir():
+        return prepare(gguf.conversion_of(path, cache_dir), cache_dir)
+    files = sorted(path.glob("*.gguf"))
+    if not files:
+        raise ModelError(f"{path} is not a model folder: it has no config.json and no GGUF file.")
+    if len(files) > 1:
+        raise ModelError(f"{path} holds {len(files)} GGUF files: name one, such as {files[0]}.")
+    return prepare(gguf.conversion_of(files[0], cache_dir), cache_dir)
 
 
 class _NoNetwork(ModelError):
@@ -209,7 +224,7 @@ def _explained(name: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, *own) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise ModelError(f"There is not enough memory to load {name}.") from error
-        raise ModelError(f"{name} cannot be loaded: {_first_sentence(error)}") from error
+        raise ModelError(f"{name} cannot be loaded: {first_sentence(error)}") from error
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | str:
@@ -228,9 +243,3 @@ def _device(device: str | torch.device) -> torch.device:
             f"The device '{device}' is not available here: use cpu, or check the driver."
         ) from None
     return chosen
-
-
-def _first_sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    text = " ".join(lines[0].split()) if lines else type(error).__name__
-    return text if text.endswith((".", "!", "?")) else text + "."

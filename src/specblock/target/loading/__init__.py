@@ -1,0 +1,1 @@
+"""A target model from a name, a folder, a GGUF file or the hub: whole, or refused by a sentence."""
