@@ -175,5 +175,8 @@ def test_which_drafter_is_meant(tmp_path, monkeypatch, caplog):
     assert find_drafter("smollm2-135m-instruct", "none") is None
     assert find_drafter("smollm2-135m-instruct", None) is None
     assert find_drafter("smollm2-135m-instruct", "my/own").parts == ("my", "own")
-    assert find_drafter("Qwen/Qwen3-0.6B", "auto") is None
-    assert "decoding plainly" in caplog.text
+    assert find_drafter("models/SmolLM2-135M-Instruct.Q4_1.gguf", "auto") == shipped
+    assert not caplog.text
+    for _ in range(3):
+        assert find_drafter("Qwen/Qwen3-0.6B", "auto") == "lookup"
+    assert caplog.text.count("No drafter ships for Qwen/Qwen3-0.6B") == 1

@@ -8,13 +8,16 @@ import typer
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 Model = Annotated[
-    str, typer.Option(help="Embedded name, folder or hub id of the target.", show_default=True)
+    str,
+    typer.Option(
+        help="Embedded name, folder, GGUF file or hub id of the target.", show_default=True
+    ),
 ]
 Drafter = Annotated[
     str,
     typer.Option(
-        help="Folder of a drafter, 'auto' for the one that ships, 'lookup' to draft from the text "
-        "alone (any model), or 'none'."
+        help="Folder of a drafter, 'lookup' to draft from the text alone (any model), 'none', or "
+        "'auto': the one that ships, else lookup."
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]

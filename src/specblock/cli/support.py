@@ -54,7 +54,8 @@ def open_speculator(
     adapt: Path | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Speculator:
-    """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that ships.
+    """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that
+    ships, or ``lookup``.
 
     ``adapt``: folder of an adaptation to go on with.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from specblock.engine.calibrate import calibrate as measure
 from specblock.engine.calibrate import use as use_calibration
 from specblock.engine.exactness import give_up_unless_exact, safe_routes
 from specblock.engine.governor import ThreadGovernor
+from specblock.engine.own_settings import warn_of_unheeded
 from specblock.engine.slow_dtype import warn_of_slow_dtype
 from specblock.engine.speculator import Speculator
 from specblock.engine.survival_file import load_survival
@@ -67,8 +68,8 @@ def load(
     """A model that generates faster with the same output.
 
     Args:
-        model: name of the embedded model, a hub id, or a folder. drafter: see :func:`find_drafter`.
-        dtype: float32, bfloat16, float16 or auto.
+        model: an embedded name, a hub id, a folder or a GGUF file (``docs/loading.md``).
+        drafter: see :func:`find_drafter`. dtype: float32, bfloat16, float16 or auto.
         device: cpu, cuda, cuda:1, ... threads: CPU threads; None leaves PyTorch's setting.
         exact: make logits plain decoding's to the bit, and so the output (CPU alone; somewhat
             slower; ``docs/exactness.md``). None does so in half precision on the CPU.
@@ -138,6 +139,8 @@ def assemble(
     with the weights meanwhile is seen. ``owned`` says that nobody else does anything with them.
     ``folder`` is what :func:`find_drafter` returns.
     """
+    if tokenizer is not None:  # transformers' generate looks after its own settings
+        warn_of_unheeded(network.generation_config, getattr(network, "name_or_path", ""))
     drafter: Drafter | None = None
     if folder == LOOKUP:
         remembers = adapt is not None and adapt.memory_mib > 0
@@ -204,8 +207,8 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
 
     Args:
         drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
-            decodes plainly for others; ``"lookup"`` drafts from the text so far alone, for any
-            model; None decodes plainly.
+            ``"lookup"`` for others; ``"lookup"`` drafts from the text so far alone, for any model;
+            None decodes plainly.
     """
     if drafter is None or drafter == "none":
         return None
@@ -213,15 +216,28 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
         return LOOKUP
     if drafter != "auto":
         return Path(drafter)
+    shipped = shipped_drafter(model)
+    if shipped is None:
+        _say_lookup(model)
+    return shipped or LOOKUP
+
+
+def shipped_drafter(model: str) -> Path | None:
+    """The folder of the drafter that comes with SpecBlock for ``model``, if there is one."""
     # the converted model's folder is the name with a digest behind it
-    if Path(model).name.lower().startswith(DEFAULT_MODEL):
-        shipped = Path(str(resources.files("specblock") / "weights" / DEFAULT_MODEL))
-        if (shipped / "config.json").is_file():
-            return shipped
+    if not Path(model).name.lower().startswith(DEFAULT_MODEL):
+        return None
+    shipped = Path(str(resources.files("specblock") / "weights" / DEFAULT_MODEL))
+    return shipped if (shipped / "config.json").is_file() else None
+
+
+@cache
+def _say_lookup(model: str) -> None:
+    """Once a process and model: what "auto" means here."""
     _log.warning(
-        "There is no shipped drafter for %s: decoding plainly; 'lookup' drafts without one.", model
-    )
-    return None
+        "No drafter ships for %s: drafting from the text itself (--drafter lookup); "
+        "docs/training.md says how to train one.", model or "this model",
+    )  # fmt: skip
 
 
 def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2, **settings) -> Drafter:

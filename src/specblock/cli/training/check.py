@@ -48,7 +48,7 @@ def check(
     import torch
 
     from specblock.data import OWN_PROMPTS
-    from specblock.engine.loading import find_drafter, load_drafter
+    from specblock.engine.loading import load_drafter, shipped_drafter
     from specblock.target.loading.zoo import load_model
     from specblock.target.model import text_config
     from specblock.training.data.prompts import read_prompts
@@ -56,7 +56,7 @@ def check(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = drafter or find_drafter(model, "auto")
+    folder = drafter or shipped_drafter(model)
     if folder is None:
         raise ConfigError(f"No drafter ships for {model}: name one with --drafter.")
     network, tokenizer = load_model(model, dtype=dtype, device=device)

@@ -71,7 +71,7 @@ def evaluate(
     import torch
 
     from specblock.bench.environment import describe_environment
-    from specblock.engine.loading import find_drafter
+    from specblock.engine.loading import shipped_drafter
     from specblock.target.loading.zoo import load_model
     from specblock.training.data.answers import check_answers, read_answers
     from specblock.training.evaluate.finished import Setting, evaluate_drafter
@@ -79,7 +79,7 @@ def evaluate(
     if threads is not None:
         torch.set_num_threads(threads)
     setting = Setting(max_new_tokens, nodes, leaves, rank_branching, read_costs(costs), states)
-    folders = drafter or [find_drafter(model, "auto")]
+    folders = drafter or [shipped_drafter(model)]
     if folders == [None]:
         raise ConfigError(f"No drafter ships for {model}: name one with --drafter.")
     rows = read_answers(answers, limit=limit)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from specblock.errors import ConfigError, ModelError
-from tests.engine.doorway_case import Doorway
+from tests.engine.doorway.doorway_case import Doorway
 from tests.tiny import VOCABULARY
 
 PROMPT = torch.tensor([[7, 8, 9, 12, 19, 52, 31]])

@@ -21,8 +21,15 @@ from transformers.generation.streamers import BaseStreamer
 from specblock import custom_generate
 from specblock.engine.doorway import settings as classified
 from specblock.errors import ConfigError, ContextError
-from tests.engine.doorway_case import Doorway
-from tests.engine.test_processors import BATCH, END, MASK, PROMPT, letters_tokenizer, settings
+from tests.engine.doorway.doorway_case import Doorway
+from tests.engine.doorway.test_processors import (
+    BATCH,
+    END,
+    MASK,
+    PROMPT,
+    letters_tokenizer,
+    settings,
+)
 
 GREEDY = settings(do_sample=False)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from specblock import custom_generate
-from tests.engine.doorway_case import Doorway
-from tests.engine.test_processors import letters_tokenizer
+from tests.engine.doorway.doorway_case import Doorway
+from tests.engine.doorway.test_processors import letters_tokenizer
 from tests.tiny import make_target
 
 PROMPT = torch.tensor([[5, 6, 7, 8, 9, 5, 6]])
