@@ -20,6 +20,10 @@ INSTALL := $(PIP) install --quiet -c constraints.txt $(PIP_FLAGS)
 CORE := tests/kernels tests/target tests/tree tests/engine tests/cli tests/training/data \
 	$(wildcard tests/test_*.py)
 
+# Two workers of one thread: two threads beside a busy process wait for each other most of the time.
+PYTEST := -m pytest -n 2 --dist loadfile
+test test-portable test-fast test-newest test-oldest: export OMP_NUM_THREADS := 1
+
 .PHONY: demo test test-portable test-fast test-newest test-oldest lint format install clean
 .DEFAULT_GOAL := install
 
@@ -29,16 +33,16 @@ demo: $(VENV)/.installed
 	@$(BIN)/specblock demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 test-portable: $(VENV)/.installed
-	$(BIN)/python -m pytest --portable -m "not slow" tests/kernels tests/target tests/drafters tests/engine
+	$(BIN)/python $(PYTEST) --portable -m "not slow" tests/kernels tests/target tests/drafters tests/engine
 
 test-fast: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 test-newest test-oldest: test-%: .venv-%/.installed
-	.venv-$*/bin/python -m pytest $(CORE)
+	.venv-$*/bin/python $(PYTEST) $(CORE)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from specblock.training.features.reader import FeatureReader
 from specblock.tree.accept import Acceptance
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
-from specblock.tree.survival import AGREED, ALONE, COPIED
+from specblock.tree.source import Source
 
 
 def decoded(params=None, length=24, keep=None, **limits):
@@ -118,7 +118,8 @@ def test_signals_are_of_the_networks_own_nodes():
         torch.tensor([0, 1, 1, 2]),
         torch.tensor([0.0, -0.5, -0.2, -0.3]),
         torch.tensor([0.0, -0.5, -0.2, -0.1]),
-        torch.tensor([0, AGREED, ALONE, COPIED]),
+        torch.tensor([0, 1, 2, 0]),
+        torch.tensor([Source.NETWORK, Source.AGREED, Source.ALONE, Source.COPIED]),
     )
     accepted = Acceptance([0, 2], [5, 7], [[(1, False), (2, True)], [(3, False)]])
     signal = round_signal(tree, accepted)

@@ -10,13 +10,15 @@ from specblock.drafters.base import BudgetController, CopiesController, FixedBud
 from specblock.drafters.specblock.checkpoint import save_checkpoint
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.engine import loading
-from specblock.engine.calibrate import Calibration, calibration_key, calibration_path
 from specblock.engine.loading import assemble, find_drafter, load, load_drafter
+from specblock.engine.machine.calibrate import Calibration, calibration_key, calibration_path
 from specblock.errors import CheckpointError, ConfigError
 from specblock.kernels.route_table import RouteTable
 from specblock.tree.cost import CostTable
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
+
+MEASURING = "specblock.engine.machine.calibrate.measure_believably"
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def believing(monkeypatch):
     """Whatever else runs beside the tests: what is measured is kept."""
-    monkeypatch.setattr("specblock.engine.calibrate._BELIEVED", float("inf"))
+    monkeypatch.setattr("specblock.engine.machine.calibrate._BELIEVED", float("inf"))
 
 
 def test_a_first_load_measures_and_the_next_remembers(folder, tmp_path):
@@ -111,9 +113,9 @@ def test_a_calibration_survives_json():
 
 
 def test_a_machine_that_was_found_inexact_is_remembered(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("specblock.engine.exactness.repeats_plain", lambda target: False)
+    monkeypatch.setattr("specblock.engine.machine.exactness.repeats_plain", lambda target: False)
     model, costs = make_target("llama").to(torch.bfloat16), CostTable({1: 1.0})
-    monkeypatch.setattr("specblock.engine.calibrate.measure_believably", lambda *_: (costs, 1.0))
+    monkeypatch.setattr(MEASURING, lambda *_: (costs, 1.0))
     measured = assemble(model, make_tokenizer(), "lookup", cache_dir=tmp_path)
     monkeypatch.undo()
     assert not measured.target.exact

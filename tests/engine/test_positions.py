@@ -187,5 +187,5 @@ def test_a_tree_is_cut_with_its_order_kept():
     assert tree.up_to(2) is tree
     cut = tree.up_to(1)
     assert (cut.tokens.tolist(), cut.parents.tolist()) == ([9, 1, 3], [-1, 0, 0])
-    assert (cut.depths.tolist(), cut.rank_classes.tolist()) == ([0, 1, 1], [0, 1, 3])
+    assert (cut.depths.tolist(), cut.buckets.tolist()) == ([0, 1, 1], [0, 1, 3])
     assert len(tree.up_to(0)) == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from specblock.engine.exactness import give_up_unless_exact, repeats_plain, safe_routes
+from specblock.engine.machine.exactness import give_up_unless_exact, repeats_plain, safe_routes
 from specblock.errors import ModelError
 from specblock.kernels.route_plan import choose_routes
 from specblock.kernels.route_table import ROW_BUCKETS
@@ -134,7 +134,7 @@ def test_a_machine_that_cannot_be_exact_is_told_so(monkeypatch, caplog):
     model = make_target("llama").to(torch.bfloat16)
     targets = [Target(model), Target(model, (1,))]
     assert all(target.exact for target in targets)
-    monkeypatch.setattr("specblock.engine.exactness.repeats_plain", lambda target: False)
+    monkeypatch.setattr("specblock.engine.machine.exactness.repeats_plain", lambda target: False)
     give_up_unless_exact(targets)
     assert not any(target.exact for target in targets)
     assert "near-ties" in caplog.text
@@ -143,7 +143,7 @@ def test_a_machine_that_cannot_be_exact_is_told_so(monkeypatch, caplog):
 
 def test_a_machine_that_cannot_be_exact_refuses_it_by_name(monkeypatch):
     target = Target(make_target("llama"), exact=True)
-    monkeypatch.setattr("specblock.engine.exactness.repeats_plain", lambda target: False)
+    monkeypatch.setattr("specblock.engine.machine.exactness.repeats_plain", lambda target: False)
     with pytest.raises(ModelError, match="leave exact out"):
         give_up_unless_exact([target])
 

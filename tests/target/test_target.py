@@ -15,7 +15,7 @@ TREE = DraftTree(
     depths=torch.tensor([0, 1, 1, 2, 2, 3]),
     scores=-torch.tensor([0.0, 1, 1, 2, 2, 3]),
     log_probs=-torch.tensor([0.0, 1, 1, 1, 1, 1]),
-    rank_classes=torch.zeros(6, dtype=torch.int64),
+    buckets=torch.zeros(6, dtype=torch.int64),
 )
 LAYERS = (0, 2, 5)
 

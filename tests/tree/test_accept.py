@@ -83,7 +83,7 @@ def random_tree(root: int, vocabulary: int, size: int, source: random.Random) ->
         depths=depths,
         scores=-depths.float(),
         log_probs=log_probs,
-        rank_classes=torch.zeros(len(tokens), dtype=torch.int64),
+        buckets=torch.zeros(len(tokens), dtype=torch.int64),
     )
     tree.validate()
     return tree
@@ -154,7 +154,7 @@ def test_the_walk_by_hand():
         depths=torch.tensor([0, 1, 1, 2, 2, 2]),
         scores=torch.zeros(6),
         log_probs=torch.zeros(6),
-        rank_classes=torch.zeros(6, dtype=torch.int64),
+        buckets=torch.zeros(6, dtype=torch.int64),
     )
     logits = torch.zeros(6, 10)
     for node, token in enumerate([4, 6, 0, 0, 8, 0]):

@@ -42,7 +42,7 @@ def small() -> DraftTree:
         depths=torch.tensor([0, 1, 1, 2, 2]),
         scores=torch.tensor([0.0, -1.0, -2.0, -1.5, -3.0]),
         log_probs=torch.tensor([0.0, -1.0, -2.0, -0.5, -2.0]),
-        rank_classes=torch.tensor([0, 1, 1, 0, 0]),
+        buckets=torch.tensor([0, 1, 1, 0, 0]),
     )
 
 

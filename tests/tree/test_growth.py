@@ -72,7 +72,7 @@ def test_prune_equals_the_greedy_frontier(case: Case, budget: int) -> None:
     assert tree.tokens[1:].tolist() == [node.token for node in expected]
     assert tree.scores[1:].tolist() == [float(node.score) for node in expected]
     assert tree.log_probs[1:].tolist() == [float(node.log_prob) for node in expected]
-    assert tree.rank_classes[1:].tolist() == [node.rank_class for node in expected]
+    assert tree.buckets[1:].tolist() == [node.rank_class for node in expected]
     place = {-1: 0} | {node.index: place for place, node in enumerate(expected, start=1)}
     assert tree.parents[1:].tolist() == [place[n.parent.index] for n in expected if n.parent]
     assert reference.token_paths(tree) == {node.path for node in expected}

@@ -32,7 +32,7 @@ class Budget(Protocol):
     def copies(self) -> DraftTree | None:
         """What is verified of ``copied`` in a round without the drafter."""
 
-    def update(self, log_probs: Tensor, rank_classes: Tensor, trials: Trials) -> None:
+    def update(self, log_probs: Tensor, classes: Tensor, trials: Trials) -> None:
         """After a round of the drafter: fields of the verified tree, trials of acceptance."""
 
     def update_without(self, tokens: int = 1) -> None:
@@ -77,7 +77,7 @@ class FixedBudget:
     def nodes(self, survival: Tensor, later: Tensor | None = None) -> int:
         return min(self._nodes, len(survival))
 
-    def update(self, log_probs: Tensor, rank_classes: Tensor, trials: Trials) -> None:
+    def update(self, log_probs: Tensor, classes: Tensor, trials: Trials) -> None:
         """A fixed budget learns nothing."""
 
     def update_without(self, tokens: int = 1) -> None:

@@ -38,7 +38,7 @@ def choose_tree(
     if copied is not None:
         tree = graft(tree, copied)
         later = F.pad(later, (0, tree.num_draft - len(later)))
-    survival = budget.model.survival(tree.log_probs, tree.rank_classes, tree.parents)
+    survival = budget.model.survival(tree.log_probs, tree.classes, tree.parents)
     reached, order = survival[1:].sort(descending=True, stable=True)
     count = budget.nodes(reached[:max_nodes], later[order[:max_nodes]])
     return trim(tree, survival, count)

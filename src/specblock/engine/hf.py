@@ -32,6 +32,7 @@ from specblock.engine.doorway.settings import refuse, refuse_arguments, refuse_s
 from specblock.engine.rounds import decode
 from specblock.engine.speculator import Speculator
 from specblock.engine.statistics import GenerationStats
+from specblock.engine.turns import turn_of
 from specblock.errors import ConfigError
 from specblock.tree.sampling import SamplingParams
 
@@ -65,10 +66,10 @@ def custom_generate(
     Raises:
         ConfigError: for what would change the output and is not supported, by its name.
         ContextError: a prompt is empty or too long. ModelError: the model's logits hold NaN.
+        BusyError: this thread has another text of the model open; other threads' are waited for.
     """
     streamer = _withheld("streamer") if streamer is None else streamer
     _refuse(input_ids, generation_config, logits_processor or [], synced_gpus, model_kwargs)
-    speculator = speculator_for(model, drafter)
     criteria = list(stopping_criteria or ())
     if stop_strings:
         tokenizer = tokenizer or _withheld("tokenizer") or _tokenizer_of(model)
@@ -83,11 +84,11 @@ def custom_generate(
         (c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)),
         default=generation_config.max_length,
     )
-    for row in rows:
-        process = (row.process,) if row.processes else ()
-        params = SamplingParams(**settings, seed=(seed + row.index) % 2**64, processors=process)
-        alone = streamer if len(rows) == 1 else None
-        _write(speculator, row, params, max(1, room - row.ids.numel()), alone)
+    alone = streamer if len(rows) == 1 else None
+    with turn_of(model):
+        speculator = speculator_for(model, drafter)
+        for row in rows:
+            _write(speculator, row, settings, seed + row.index, room, alone)
     return _returned(rows, generation_config, streamer)
 
 
@@ -126,9 +127,18 @@ def _withheld(name: str) -> Any:
 
 
 def _write(
-    speculator: Speculator, row: Row, params: SamplingParams, room: int, streamer: Any
+    speculator: Speculator,
+    row: Row,
+    settings: dict[str, float],
+    seed: int,
+    longest: int,
+    streamer: Any,
 ) -> None:
-    """Write ``row`` to its end, at most ``room`` tokens; ``streamer`` gets each as it comes."""
+    """Write ``row`` to its end, at most ``longest`` tokens with its prompt; ``streamer`` gets each
+    as it comes."""
+    process = (row.process,) if row.processes else ()
+    params = SamplingParams(**settings, seed=seed % 2**64, processors=process)
+    room = max(1, longest - row.ids.numel())
     rounds = decode(
         speculator.target, speculator.drafter, speculator.budget_for(params), row.prompt, params,
         room, GenerationStats(), copies=speculator.copies, until=row.ended,

@@ -185,7 +185,7 @@ def report(
     ``features``: of the accepted path.
     """
     if asked:
-        budget.update(tree.log_probs, tree.rank_classes, trials)
+        budget.update(tree.log_probs, tree.classes, trials)
     else:
         budget.update_without(len(tokens))
     if copies is not None:

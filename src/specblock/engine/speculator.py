@@ -14,6 +14,7 @@ from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.engine.text import TextStream
+from specblock.engine.turns import turn_of
 from specblock.errors import ContextError
 from specblock.target.chat.template import chat_tokens
 from specblock.target.model import Target
@@ -116,6 +117,8 @@ class Speculator:
             ContextError: the prompt is empty or too long. ConfigError: a setting is wrong.
             ModelError: no token is possible, or there is no chat template.
             RefusedByTemplateError: the chat template refuses the messages.
+            BusyError: this thread has not finished another text of this model. Those of other
+                threads are waited for.
         """
         text, ids, last = [], [], None
         for chunk in self.stream(
@@ -161,7 +164,14 @@ class Speculator:
         ends = frozenset() if config.ignore_eos else self._end_tokens(config)
         text = TextStream(self.tokenizer, config.stop_strings)
         chunks = self._chunks(rounds, text, ends, stats)
-        return chunks if observer is None else self._learning(chunks, observer, stats)
+        return self._in_turn(
+            chunks if observer is None else self._learning(chunks, observer, stats)
+        )
+
+    def _in_turn(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """The same chunks, and nobody else's meanwhile."""
+        with turn_of(self.target.model):
+            yield from chunks
 
     def _learning(
         self, chunks: Iterator[Chunk], observer: FeedbackObserver, stats: GenerationStats

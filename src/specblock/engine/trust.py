@@ -34,13 +34,13 @@ class LearningBudget(FixedBudget):
         self._copied = copied
         return True
 
-    def update(self, log_probs, rank_classes, trials) -> None:
-        self.model = self.model.update(log_probs, rank_classes, trials)
+    def update(self, log_probs, classes, trials) -> None:
+        self.model = self.model.update(log_probs, classes, trials)
 
     def drawn(self, tokens: list[int]) -> None:
         copied = self._copied
         trials = follow(copied, tokens)
-        self.model = self.model.update(copied.log_probs, copied.rank_classes, trials)
+        self.model = self.model.update(copied.log_probs, copied.classes, trials)
 
 
 def learn_survival(

@@ -18,7 +18,7 @@ All of it is in fp32, with at least `_MIN_ROWS` rows, `_MIN_KEYS` keys and value
 since fewer are given to other kernels. That these products keep to one order is a property of the
 library, not of the standard, and how many keys it adds in one go depends on the processor (MKL: 384
 with AVX-512 of Intel, 192 on an AMD EPYC). So :func:`block_length` tries it, and
-:mod:`specblock.engine.exactness` tries the whole.
+:mod:`specblock.engine.machine.exactness` tries the whole.
 """
 
 from __future__ import annotations

@@ -77,8 +77,7 @@ class BudgetController:
         """Whether this round asks the network. Starts a round.
 
         Args:
-            copied: what the text so far suggests, for nothing; its nodes of the classes from
-                `COPIED` on.
+            copied: what the text so far suggests, for nothing.
         """
         self._start(copied)
         if self.drag.wants_plain:
@@ -101,7 +100,7 @@ class BudgetController:
         self._survival = self._reached = None
         if copied is None or copied.num_draft == 0:
             return
-        self._survival = self.model.survival(copied.log_probs, copied.rank_classes, copied.parents)
+        self._survival = self.model.survival(copied.log_probs, copied.classes, copied.parents)
         self._ending = 1.0 - float(self._survival[copied.parents == 0].sum())
         self._reached = self._survival[1:].sort(descending=True, stable=True).values
         self._copy_nodes = self._without(self.price)[0]
@@ -153,9 +152,9 @@ class BudgetController:
         # one at least, or a survival model that was disappointed would never see another outcome
         return max(min(chosen, self._affordable(self._drafting())), min(1, len(survival)))
 
-    def update(self, log_probs: Tensor, rank_classes: Tensor, trials: Trials) -> None:
+    def update(self, log_probs: Tensor, classes: Tensor, trials: Trials) -> None:
         """After a round of the network: fields of the verified tree, trials of its acceptance."""
-        self.model = self.model.update(log_probs, rank_classes, trials)
+        self.model = self.model.update(log_probs, classes, trials)
         tokens = len(trials)  # every visited node yields one
         nodes = len(log_probs) - 1
         seconds = self.costs.round_seconds(self._pending, tuple(self._leaves), nodes)
@@ -186,9 +185,7 @@ class BudgetController:
         copied = self._copied
         if copied is not None and copied.num_draft:
             outcomes = follow(copied, tokens)
-            self.model = self.model.update(
-                copied.log_probs, copied.rank_classes, outcomes, aged=False
-            )
+            self.model = self.model.update(copied.log_probs, copied.classes, outcomes, aged=False)
 
 
 class CopiesController(BudgetController):

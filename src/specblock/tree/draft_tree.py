@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specblock.tree.source import BUCKETS
+
 # Scores are float32 sums of a few dozen log-probabilities at most.
 _SCORE_TOLERANCE = 1e-3
 
@@ -28,8 +30,10 @@ class DraftTree:
         scores: float32 [N+1], the drafter's cumulative log-probability (nats, temperature 1);
             the root's is 0 and a child's is its parent's plus its own ``log_probs``.
         log_probs: float32 [N+1], the drafter's log p(token | path to the parent); root 0.
-        rank_classes: int64 [N+1], rank bucket predicted for the slot that proposed the node
-            (0: rank 1, 1: ranks 2-4, 2: ranks 5-10, 3: beyond); root 0.
+        buckets: int64 [N+1]; of the network's nodes the rank bucket predicted for the slot that
+            proposed them (0: rank 1, 1: ranks 2-4, 2: ranks 5-10, 3: beyond); of copied ones that
+            of the match's length (0: longest); root 0.
+        sources: int64 [N+1], :class:`Source` of each node; left out, all are the network's.
     """
 
     tokens: Tensor
@@ -37,7 +41,17 @@ class DraftTree:
     depths: Tensor
     scores: Tensor
     log_probs: Tensor
-    rank_classes: Tensor
+    buckets: Tensor
+    sources: Tensor = None  # type: ignore[assignment]  # never None afterwards
+
+    def __post_init__(self) -> None:
+        if self.sources is None:
+            object.__setattr__(self, "sources", torch.zeros_like(self.buckets))
+
+    @property
+    def classes(self) -> Tensor:
+        """int64 [N+1]: sources and buckets as one number, for tables by both."""
+        return self.sources * BUCKETS + self.buckets
 
     @staticmethod
     def root_only(token: int, device: torch.device | str | None = None) -> DraftTree:

@@ -131,13 +131,13 @@ def _best(pool: NodePool, root_token: Tensor, budget: int) -> tuple[DraftTree, T
     places = torch.zeros(size + 1, dtype=torch.int64, device=kept.device)  # last: the root
     places.scatter_(0, kept, counter[:budget] + 1)
     ids = torch.stack((pool.tokens, pool.parents, pool.rank_classes)).index_select(1, kept)
-    tokens, parents, rank_classes = F.pad(ids, (1, 0), value=-1).unbind(0)
+    tokens, parents, buckets = F.pad(ids, (1, 0), value=-1).unbind(0)
     parents = places[parents]
     parents[0] = -1
     tokens[:1] = root_token
-    rank_classes[0] = 0
+    buckets[0] = 0
     scores, log_probs = F.pad(floats.index_select(1, order), (1, 0)).unbind(0)
-    tree = DraftTree(tokens, parents, F.pad(depths, (1, 0)), scores, log_probs, rank_classes)
+    tree = DraftTree(tokens, parents, F.pad(depths, (1, 0)), scores, log_probs, buckets)
     return tree, kept, budget - invalid.sum()
 
 

@@ -6,9 +6,9 @@ a node's token is what the target draws once its parent was reached. Every verif
 just that, for all children of every visited node, so the correction is learned while decoding.
 
 The correction is a shift of the log-odds, one per cell of (drafter's probability, class of the
-node). The class of a node that the network proposed is its predicted rank's; nodes that were copied
-from this text or from an earlier one have classes of their own, for the length of the match: the
-same match means less where the network was asked and proposes something else. With discounted sums
+node). A node's class is its source and, within it, the bucket of its predicted rank or, of a copied
+node, of its match's length: the same match means less where the network was asked and proposes
+something else. With discounted sums
 over a cell of hits H, misses M and of the probabilities claimed, P and Q = n - P, and a
 Beta(s c, s (1 - c)) prior centred at the cell's middle c, the shift is
 
@@ -28,27 +28,15 @@ import torch
 from torch import Tensor
 
 from specblock.tree.draft_tree import DraftTree
+from specblock.tree.source import BUCKETS, Source
 
 BINS = 12
-RANK_CLASSES = 4
-# The first class of nodes that were copied from the text: where the network was not asked, where it
-# proposes the same, where it does not. The offset within is the bucket of the match's length.
-COPIED, AGREED, ALONE = RANK_CLASSES, 2 * RANK_CLASSES, 3 * RANK_CLASSES
-# What lies between these classes and those of nodes that were copied from earlier texts.
-REMEMBERED = 3 * RANK_CLASSES
-CLASSES = RANK_CLASSES + 2 * REMEMBERED
-_FORMER_CLASSES = (RANK_CLASSES, RANK_CLASSES + REMEMBERED)
+CLASSES = BUCKETS * len(Source)  # `DraftTree.classes`
+# Calibrations from before there were copies, and from before earlier texts were copied from.
+_FORMER_CLASSES = (BUCKETS * Source.COPIED, BUCKETS * Source.REMEMBERED)
 _CEILING = 0.9999
 _EDGES = torch.linspace(-5.0, 5.0, BINS - 1)  # in log-odds: p from 0.7 % to 99.3 %
 _MIDDLES = torch.linspace(-5.5, 5.5, BINS, dtype=torch.float64).sigmoid().unsqueeze(1)
-
-
-def from_network(rank_class: int) -> bool:
-    """Whether the network proposed a node of this class, alone or with a text."""
-    if rank_class < RANK_CLASSES:
-        return True
-    return AGREED <= COPIED + (rank_class - COPIED) % REMEMBERED < ALONE
-
 
 Trials = Sequence[Sequence[tuple[int, bool]]]  # `Acceptance.trials`
 
@@ -77,19 +65,19 @@ class SurvivalModel:
         empty = torch.zeros(3, BINS, CLASSES, dtype=torch.float64)
         return SurvivalModel(empty, strength, discount)
 
-    def conditional(self, log_probs: Tensor, rank_classes: Tensor) -> Tensor:
+    def conditional(self, log_probs: Tensor, classes: Tensor) -> Tensor:
         """Probability that the target draws a node's token at its parent, float32 [N].
 
         Args:
             log_probs: float [N], the drafter's log p(token | path to the parent); -inf gives 0.
-            rank_classes: int64 [N].
+            classes: int64 [N].
         """
         odds = _log_odds(log_probs)
         bins = torch.bucketize(odds, _EDGES.to(odds.device))
         shifts = self._shifts.to(odds)
-        return (odds + shifts[bins, rank_classes.clamp(0, CLASSES - 1)]).sigmoid()
+        return (odds + shifts[bins, classes.clamp(0, CLASSES - 1)]).sigmoid()
 
-    def survival(self, log_probs: Tensor, rank_classes: Tensor, parents: Tensor) -> Tensor:
+    def survival(self, log_probs: Tensor, classes: Tensor, parents: Tensor) -> Tensor:
         """Probability that the walk of acceptance reaches each node, float32 [N+1].
 
         Calibrated conditional probabilities multiplied along the path. The children of one node
@@ -97,12 +85,12 @@ class SurvivalModel:
         synchronisation.
 
         Args:
-            log_probs: float [N+1]; rank_classes: int64 [N+1]; parents: int64 [N+1], as in a
+            log_probs: float [N+1]; classes: int64 [N+1]; parents: int64 [N+1], as in a
                 DraftTree: node 0 is the root (survival 1, its other values are not read) and
                 parents[0] is -1.
         """
         # The ceiling keeps a child's product below its parent's, however they are rounded.
-        conditional = self.conditional(log_probs, rank_classes).clamp(max=_CEILING)
+        conditional = self.conditional(log_probs, classes).clamp(max=_CEILING)
         parents = parents.clamp(min=0)
         conditional[0] = 0.0  # not a child of its own
         sums = torch.zeros_like(conditional).index_add(0, parents, conditional)
@@ -114,27 +102,27 @@ class SurvivalModel:
             parents = parents.index_select(0, parents)
         return reached
 
-    def pool_survival(self, log_probs: Tensor, rank_classes: Tensor, parents: Tensor) -> Tensor:
+    def pool_survival(self, log_probs: Tensor, classes: Tensor, parents: Tensor) -> Tensor:
         """`survival` of a pool whose nodes hang from a root that is not in it, float32 [C].
 
         Args:
-            log_probs: float [C], -inf for invalid nodes; rank_classes: int64 [C]; parents: int64
+            log_probs: float [C], -inf for invalid nodes; classes: int64 [C]; parents: int64
                 [C], indices into the pool, -1 for the root.
         """
 
         def rooted(values: Tensor, first: int) -> Tensor:
             return torch.nn.functional.pad(values, (1, 0), value=first)
 
-        tree = rooted(log_probs, 0), rooted(rank_classes, 0), rooted(parents + 1, -1)
+        tree = rooted(log_probs, 0), rooted(classes, 0), rooted(parents + 1, -1)
         return self.survival(*tree)[1:]
 
     def update(
-        self, log_probs: Tensor, rank_classes: Tensor, trials: Trials, *, aged: bool = True
+        self, log_probs: Tensor, classes: Tensor, trials: Trials, *, aged: bool = True
     ) -> SurvivalModel:
         """The model after one more round.
 
         Args:
-            log_probs: float [N+1] and rank_classes: int64 [N+1] of the verified tree.
+            log_probs: float [N+1] and classes: int64 [N+1] of the verified tree.
             trials: per visited node, (child, whether the target drew it) for all its children.
             aged: earlier rounds lose weight; False for further outcomes of the same round.
         """
@@ -143,10 +131,10 @@ class SurvivalModel:
         if outcomes:
             nodes = torch.tensor([node for node, _ in outcomes], device=log_probs.device)
             odds = _log_odds(log_probs[nodes]).cpu()
-            classes = rank_classes[nodes].clamp(0, CLASSES - 1).cpu()
+            own = classes[nodes].clamp(0, CLASSES - 1).cpu()
             hits = torch.tensor([hit for _, hit in outcomes], dtype=torch.float64)
             seen = torch.stack((torch.ones_like(hits), odds.sigmoid().double(), hits))
-            cells = torch.bucketize(odds, _EDGES) * CLASSES + classes
+            cells = torch.bucketize(odds, _EDGES) * CLASSES + own
             counts.view(3, -1).index_add_(1, cells, seen)
         return replace(self, counts=counts)
 

@@ -10,12 +10,13 @@ from tests.tiny import make_target
 from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.lookup.match import best, continuation, longest_match, merge
-from specblock.engine.measure import measure_costs
+from specblock.engine.machine.measure import measure_costs
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 from specblock.tree.sampling import SamplingParams
+from specblock.tree.source import Source
 
 
 def brute_force(tokens, longest):
@@ -51,7 +52,7 @@ def test_continuations_share_their_beginning():
     assert [node.parent for node in nodes] == [-1, 0, 1, 1]
     probabilities = [np.exp(node.log_prob) for node in nodes[1:]]
     assert probabilities == pytest.approx([3 / 4, 4 / 5 * 2 / 3, 4 / 5 / 3])
-    assert [node.rank_class for node in nodes[1:]] == [2, 1, 1]
+    assert [node.bucket for node in nodes[1:]] == [2, 1, 1]
     kept = best(nodes, 2)
     assert [(node.token, node.parent) for node in kept] == [(-1, -1), (1, 0), (2, 1)]
 
@@ -91,7 +92,8 @@ def test_nothing_known_drafts_nothing():
 
 def test_copies_have_classes_of_their_own():
     tree = propose([1, 2, 3, 4, 1, 2], depth=8)
-    assert tree.rank_classes.tolist() == [0, 6, 6, 5, 5, 5, 5, 4, 4]  # matches of 2, 3, 4, ...
+    assert tree.buckets.tolist() == [0, 2, 2, 1, 1, 1, 1, 0, 0]  # matches of 2, 3, 4, ...
+    assert tree.sources.tolist() == [Source.NETWORK, *[Source.COPIED] * 8]
 
 
 def test_the_budget_cuts_the_tree():

@@ -19,7 +19,7 @@ from specblock.drafters.lookup.match import (
 )
 from specblock.drafters.lookup.memory import TextMemory
 from specblock.drafters.lookup.states import LEAST
-from specblock.tree.survival import COPIED, REMEMBERED
+from specblock.tree.source import Source
 
 TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=6)
 
@@ -111,7 +111,7 @@ def test_two_trees_join_by_their_paths(data):
     for path, node in both.items():
         source = one.get(path) or other[path]
         assert (node.token, node.depth) == (source.token, source.depth)
-        assert (node.log_prob, node.rank_class) == (source.log_prob, source.rank_class)
+        assert (node.log_prob, node.bucket) == (source.log_prob, source.bucket)
         above = sum(both[path[:depth]].log_prob for depth in range(1, len(path) + 1))
         assert node.score == pytest.approx(above)
 
@@ -127,16 +127,22 @@ def tree_of(text: list[int], *texts: list[int]):
     return tree
 
 
+def origins(tree):
+    """Of every drafted token its source and bucket."""
+    found = zip(tree.sources.tolist(), tree.buckets.tolist(), strict=True)
+    return dict(zip(tree.tokens.tolist()[1:], list(found)[1:], strict=True))
+
+
 def test_text_and_memory_share_a_tree():
     tree = tree_of([1, 2, 7, 8, 1, 2], [3, 2, 7, 9], [1, 2, 5])
-    told = dict(zip(tree.tokens.tolist()[1:], tree.rank_classes.tolist()[1:], strict=True))
-    assert told[7] == COPIED + 2, "the text's match is as long, and goes first"
-    assert told[5] == COPIED + REMEMBERED + 2
+    told = origins(tree)
+    assert told[7] == (Source.COPIED, 2), "the text's match is as long, and goes first"
+    assert told[5] == (Source.REMEMBERED, 2)
     longer = tree_of([1, 4, 2, 7, 8, 0, 1, 2], [0, 1, 2, 7, 9])
-    told = dict(zip(longer.tokens.tolist()[1:], longer.rank_classes.tolist()[1:], strict=True))
-    assert told[7] == COPIED + REMEMBERED + 2, "three tokens against one"
-    assert told[9] == COPIED + REMEMBERED + 1
-    assert told[8] == COPIED + 2
+    told = origins(longer)
+    assert told[7] == (Source.REMEMBERED, 2), "three tokens against one"
+    assert told[9] == (Source.REMEMBERED, 1)
+    assert told[8] == (Source.COPIED, 2)
 
 
 def test_nothing_in_either_drafts_nothing():
@@ -185,7 +191,7 @@ def test_what_stood_as_it_stands_goes_first():
     length, nodes = memory.branches(np.array([7, 2]), 5, features_of(11)[0])
     assert length == 1
     assert list(claims(nodes)) == [(3,)], "the other state is unlike, and one token is no match"
-    assert nodes[1].rank_class == 1, "the state, and one token"
+    assert nodes[1].bucket == 1, "the state, and one token"
     length, nodes = memory.branches(np.array([5, 2]), 5, features_of(21)[0])
     assert length == 2
     assert list(claims(nodes)) == [(4,), (4, 6)]
@@ -209,7 +215,7 @@ def test_many_vote_and_few_are_copied_whole():
     nodes = merge(most, [0.9, 0.8, 0.7, 0.6, 0.5], step=0.1, edges=(0.9, 0.8), leaders=2)
     assert set(claims(nodes)) == {(5,), (5, 6), (5, 7), (8,), (3,)}
     assert [round(node.count, 6) for node in nodes] == [5, 3, 2, 1, 1, 1]
-    assert [node.rank_class for node in nodes[1:]] == [0, 0, 0, 2, 2]
+    assert [node.bucket for node in nodes[1:]] == [0, 0, 0, 2, 2]
 
 
 def test_without_states_words_must_do():
@@ -245,6 +251,6 @@ def test_a_text_shows_its_state_to_the_memory():
     copies.observe(torch.tensor([2]), features_of(11))
     tree = copies.tree(2)
     assert tree.tokens.tolist() == [2, 3]
-    assert tree.rank_classes.tolist()[1] == COPIED + REMEMBERED + 1
+    assert origins(tree)[3] == (Source.REMEMBERED, 1)
     copies.observe(torch.tensor([2]), torch.zeros(1, 0))
-    assert copies.tree(2).rank_classes.tolist()[1:] != tree.rank_classes.tolist()[1:]
+    assert origins(copies.tree(2)) != origins(tree)

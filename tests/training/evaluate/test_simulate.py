@@ -104,8 +104,8 @@ def test_the_engines_budget_is_asked_and_told(trained, answers):
             self.turn += 1
             return self.turn % 3 > 0
 
-        def update(self, log_probs, rank_classes, trials):
-            assert len(log_probs) == len(rank_classes)
+        def update(self, log_probs, classes, trials):
+            assert len(log_probs) == len(classes)
             assert all(0 < child < len(log_probs) for visited in trials for child, _ in visited)
             self.told += 1
 

@@ -5,7 +5,7 @@ import math
 import torch
 
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import COPIED
+from specblock.tree.source import Source
 
 
 def chain(probability: float, length: int = 8) -> DraftTree:
@@ -13,6 +13,7 @@ def chain(probability: float, length: int = 8) -> DraftTree:
     index = torch.arange(length + 1)
     log_probs = torch.full((length + 1,), math.log(probability))
     log_probs[0] = 0.0
-    classes = torch.full_like(index, COPIED)
-    classes[0] = 0
-    return DraftTree(index, index - 1, index, log_probs.cumsum(0), log_probs, classes)
+    sources = torch.full_like(index, Source.COPIED)
+    sources[0] = Source.NETWORK
+    nothing = torch.zeros_like(index)
+    return DraftTree(index, index - 1, index, log_probs.cumsum(0), log_probs, nothing, sources)

@@ -7,19 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import (
-    AGREED,
-    ALONE,
-    BINS,
-    CLASSES,
-    COPIED,
-    RANK_CLASSES,
-    REMEMBERED,
-    SurvivalModel,
-    endings,
-    from_network,
-    trim,
-)
+from specblock.tree.source import BUCKETS, Source
+from specblock.tree.survival import BINS, CLASSES, SurvivalModel, endings, trim
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +33,7 @@ def random_tree(size: int, seed: int) -> DraftTree:
         depths=torch.tensor(depths),
         scores=torch.tensor(scores),
         log_probs=log_probs,
-        rank_classes=torch.tensor([0] + [source.randrange(4) for _ in range(size)]),
+        buckets=torch.tensor([0] + [source.randrange(4) for _ in range(size)]),
     )
     tree.validate()
     return tree
@@ -56,7 +45,7 @@ def trained(seed: int) -> SurvivalModel:
     for round_ in range(20):
         tree = random_tree(15, seed + round_)
         trials = [[(node, source.random() < 0.5) for node in range(1, 16)]]
-        model = model.update(tree.log_probs, tree.rank_classes, trials)
+        model = model.update(tree.log_probs, tree.classes, trials)
     return model
 
 
@@ -76,8 +65,8 @@ def test_a_fresh_model_repeats_the_drafter():
 def test_survival_is_the_product_along_the_path(size, seed, fresh):
     tree = random_tree(size, seed)
     model = SurvivalModel.fresh() if fresh else trained(seed)
-    got = model.survival(tree.log_probs, tree.rank_classes, tree.parents)
-    conditional = model.conditional(tree.log_probs, tree.rank_classes).clamp(max=0.9999).tolist()
+    got = model.survival(tree.log_probs, tree.classes, tree.parents)
+    conditional = model.conditional(tree.log_probs, tree.classes).clamp(max=0.9999).tolist()
     parents = tree.parents.tolist()
     wanted = [1.0]
     for node in range(1, size + 1):
@@ -100,7 +89,7 @@ def test_even_certain_children_come_after_their_parents():
 
 def test_a_pool_is_a_tree_without_its_root():
     tree, model = random_tree(30, 4), trained(4)
-    whole = model.survival(tree.log_probs, tree.rank_classes, tree.parents)
+    whole = model.survival(tree.log_probs, tree.classes, tree.parents)
     # Invalid entries, and a parent that comes after its child, as de-duplication leaves them.
     order = torch.cat((torch.arange(29, -1, -1), torch.tensor([3, 7])))
     place = torch.empty(31, dtype=torch.int64)
@@ -109,7 +98,7 @@ def test_a_pool_is_a_tree_without_its_root():
     log_probs = tree.log_probs[1:][order]
     log_probs[30:] = -torch.inf
     parents = place[tree.parents[1:][order]]
-    got = model.pool_survival(log_probs, tree.rank_classes[1:][order], parents)
+    got = model.pool_survival(log_probs, tree.classes[1:][order], parents)
     assert torch.allclose(got[:30], whole[1:][order[:30]])
     assert torch.all(got[30:] == 0)
     ends = endings(got, parents)
@@ -165,7 +154,7 @@ def test_old_rounds_fade():
 def test_update_leaves_the_old_value_alone():
     model = SurvivalModel.fresh()
     tree = random_tree(5, 0)
-    model.update(tree.log_probs, tree.rank_classes, [[(1, True), (2, False)], []])
+    model.update(tree.log_probs, tree.classes, [[(1, True), (2, False)], []])
     assert model.counts.abs().sum() == 0
     assert model.counts.shape == (3, BINS, CLASSES)
 
@@ -173,7 +162,7 @@ def test_update_leaves_the_old_value_alone():
 def test_it_survives_json():
     model, tree = trained(3), random_tree(20, 3)
     back = SurvivalModel.from_dict(json.loads(json.dumps(model.to_dict())))
-    fields = tree.log_probs, tree.rank_classes, tree.parents
+    fields = tree.log_probs, tree.classes, tree.parents
     assert torch.equal(back.survival(*fields), model.survival(*fields))
     with pytest.raises(ValueError, match="shape"):
         SurvivalModel.from_dict({**model.to_dict(), "counts": [[1.0]]})
@@ -182,7 +171,7 @@ def test_it_survives_json():
             SurvivalModel.fresh(**wrong)
 
 
-@pytest.mark.parametrize("known", [RANK_CLASSES, RANK_CLASSES + REMEMBERED])
+@pytest.mark.parametrize("known", [BUCKETS, BUCKETS * Source.REMEMBERED])
 def test_a_model_without_the_later_classes_is_completed(known):
     state = trained(3).to_dict()
     counts = torch.tensor(state["counts"])
@@ -200,23 +189,29 @@ def test_further_outcomes_of_a_round_age_nothing():
     assert float(model.update(*nothing).counts.sum()) < float(model.counts.sum())
 
 
-def test_who_proposed_a_class():
-    assert [from_network(first) for first in (0, RANK_CLASSES - 1, COPIED, AGREED, ALONE)] == [
-        True,
-        True,
-        False,
-        True,
-        False,
+def test_who_proposed_a_node():
+    assert [source.name for source in Source if source.from_network] == [
+        "NETWORK",
+        "AGREED",
+        "REMEMBERED_AGREED",
     ]
-    for rank_class in range(COPIED, COPIED + REMEMBERED):
-        assert from_network(rank_class + REMEMBERED) == from_network(rank_class)
+    assert (Source.COPIED.agreed, Source.COPIED.alone) == (Source.AGREED, Source.ALONE)
+    assert Source.REMEMBERED.agreed is Source.REMEMBERED_AGREED
+    assert Source.REMEMBERED.alone is Source.REMEMBERED_ALONE
+
+
+def test_every_source_and_bucket_has_a_class_of_its_own():
+    pairs = [(source, bucket) for source in Source for bucket in range(BUCKETS)]
+    sources, buckets = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    tree = DraftTree(*[torch.zeros_like(buckets)] * 5, buckets, sources)
+    assert tree.classes.tolist() == list(range(CLASSES))
 
 
 @given(size=st.integers(0, 30), keep=st.integers(0, 35), seed=st.integers(0, 1000))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_trim_keeps_the_likeliest_nodes_as_a_tree(size, keep, seed):
     tree = random_tree(size, seed)
-    survival = trained(1).survival(tree.log_probs, tree.rank_classes, tree.parents)
+    survival = trained(1).survival(tree.log_probs, tree.classes, tree.parents)
     small = trim(tree, survival, keep)
     small.validate()
     assert small.num_draft == min(size, keep)
@@ -224,7 +219,7 @@ def test_trim_keeps_the_likeliest_nodes_as_a_tree(size, keep, seed):
     kept = small.tokens.tolist()
     best = sorted(range(1, size + 1), key=lambda node: -float(survival[node]))[:keep]
     assert kept == [0, *sorted(best)]
-    for name in ("scores", "log_probs", "rank_classes", "depths"):
+    for name in ("scores", "log_probs", "buckets", "sources", "depths"):
         assert torch.equal(getattr(small, name), getattr(tree, name)[kept])
     assert [kept[p] for p in small.parents.tolist()[1:]] == tree.parents[kept][1:].tolist()
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from specblock.training.objectives.losses import RANK_EDGES
 from specblock.tree.accept import Acceptance
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import RANK_CLASSES, from_network
+from specblock.tree.source import Source
 
 CONTEXT = ("bias", "tau_drop", "loss_rise", "loss", "rank_error", "feedback", "traffic")
 _LEAST = 1e-4  # probability: one impossible token must not outweigh a request
@@ -37,10 +37,11 @@ class RoundSignal:
 
 def round_signal(tree: DraftTree, accepted: Acceptance) -> RoundSignal:
     """Read a verified tree (to the host)."""
-    log_probs, classes = tree.log_probs.tolist(), tree.rank_classes.tolist()
+    log_probs, buckets = tree.log_probs.tolist(), tree.buckets.tolist()
+    sources = [Source(source) for source in tree.sources.tolist()]
     nodes, loss, ranked, error = 0, 0.0, 0, 0.0
     for visited in accepted.trials:
-        children = [trial for trial in visited if from_network(classes[trial[0]])]
+        children = [trial for trial in visited if sources[trial[0]].from_network]
         if not children:
             continue
         nodes += 1
@@ -50,10 +51,10 @@ def round_signal(tree: DraftTree, accepted: Acceptance) -> RoundSignal:
         claimed = 1.0 - sum(claims) if place is None else claims[place - 1]
         loss -= math.log(max(claimed, _LEAST))
         bucket = len(RANK_EDGES) if place is None else sum(place > edge for edge in RANK_EDGES)
-        predicted = classes[ordered[0][0]]
-        if predicted < RANK_CLASSES:
+        best = ordered[0][0]
+        if sources[best] is Source.NETWORK:
             ranked += 1
-            error += abs(bucket - predicted)
+            error += abs(bucket - buckets[best])
     return RoundSignal(len(accepted.tokens), nodes, loss, ranked, error)
 
 

@@ -23,8 +23,8 @@ from specblock.bench.measure.meter import MeteredDrafter
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.light import route_drafter
 from specblock.drafters.registry import make_drafter
-from specblock.engine.calibrate import measured_routes
-from specblock.engine.measure import measure_costs
+from specblock.engine.machine.calibrate import measured_routes
+from specblock.engine.machine.measure import measure_costs
 from specblock.errors import ConfigError
 from specblock.kernels.linear import routed
 from specblock.kernels.routes import measure_routes

@@ -22,10 +22,10 @@ from specblock.drafters.base import BudgetController, CopiesController, Drafter,
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter
-from specblock.engine.calibrate import measured_routes
-from specblock.engine.exactness import give_up_unless_exact
 from specblock.engine.loading import load_drafter
-from specblock.engine.measure import measure_costs
+from specblock.engine.machine.calibrate import measured_routes
+from specblock.engine.machine.exactness import give_up_unless_exact
+from specblock.engine.machine.measure import measure_costs
 from specblock.engine.speculator import Speculator
 from specblock.engine.survival_file import load_survival
 from specblock.errors import ConfigError

@@ -16,9 +16,9 @@ from specblock.drafters.lookup.match import (
 )
 from specblock.drafters.lookup.memory import TextMemory
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import COPIED, REMEMBERED
+from specblock.tree.source import Source
 
-_FIELDS = ("token", "parent", "depth", "score", "log_prob", "rank_class")
+_FIELDS = ("token", "parent", "depth", "score", "log_prob", "bucket", "source")
 
 
 class TextCopies:
@@ -76,8 +76,8 @@ class TextCopies:
     def tree(self, root_token: int, device: torch.device | str | None = None) -> DraftTree:
         """A tree after the newest token; the root alone where nothing matches.
 
-        Its nodes are of the classes ``COPIED`` to ``COPIED + 3``, long matches first; those from
-        the memory alone of these plus ``REMEMBERED``. A path of both is of the longer match.
+        Their source is ``COPIED``, of those from the memory alone ``REMEMBERED``. A path of both is
+        of the longer match.
         """
         text = self._text[: self._length]
         length, own = self._own(text)
@@ -86,7 +86,7 @@ class TextCopies:
         if len(nodes) == 1:
             return DraftTree.root_only(root_token, device)
         nodes = best(nodes, self.max_nodes)
-        nodes[0].token = root_token
+        nodes[0].token, nodes[0].source = root_token, Source.NETWORK
         columns = ([getattr(node, name) for node in nodes] for name in _FIELDS)
         return DraftTree(*(torch.tensor(column, device=device) for column in columns))
 
@@ -95,16 +95,12 @@ class TextCopies:
         length, ends = longest_match(text, self.longest)
         ends = ends[: self.continuations] if length >= self.shortest else ends[:0]
         nodes = merge([continuation(text, int(end), self.depth) for end in ends], length)
-        return length, _of_class(nodes, COPIED)
+        return length, nodes
 
     def _remembered(self, text: np.ndarray) -> tuple[int, list[Branch]]:
         if self.memory is None:
             return 0, merge([], 0)
         length, nodes = self.memory.branches(text, self.depth, self._newest)
-        return length, _of_class(nodes, COPIED + REMEMBERED)
-
-
-def _of_class(nodes: list[Branch], first: int) -> list[Branch]:
-    for node in nodes[1:]:
-        node.rank_class += first
-    return nodes
+        for node in nodes[1:]:
+            node.source = Source.REMEMBERED
+        return length, nodes

@@ -49,7 +49,7 @@ class LookupDrafter:
     ) -> DraftTree:
         """A tree after the newest token; the root alone where nothing matches."""
         tree = copied or self._copies.tree(root_token, self._device)
-        survival = budget.model.survival(tree.log_probs, tree.rank_classes, tree.parents)
+        survival = budget.model.survival(tree.log_probs, tree.classes, tree.parents)
         reached = survival[1:].sort(descending=True, stable=True).values
         return trim(tree, survival, budget.nodes(reached))
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from specblock.tree.source import Source
+
 # What a match of this many tokens or more is called: the classes of a survival model, best first.
 CLASS_LENGTHS = (8, 4, 2)
 END = -1  # no token: closes a part of a text that was put together
@@ -98,7 +100,8 @@ def before_end(tokens: np.ndarray, end: int, count: int) -> list[int]:
 class Branch:
     """A node of the merged continuations.
 
-    ``match``: how good the match of the best of them is there; ``count``: their weights' sum.
+    ``match``: how good the match of the best of them is there, ``bucket`` in classes of these;
+    ``count``: their weights' sum; ``source``: of the text that they are of.
     """
 
     token: int
@@ -106,7 +109,8 @@ class Branch:
     depth: int
     score: float
     log_prob: float
-    rank_class: int
+    bucket: int
+    source: int = Source.COPIED
     match: float = 0.0
     count: float = 0.0
     children: dict[int, int] = field(default_factory=dict)
@@ -161,7 +165,7 @@ def merge(
             if child is None:
                 child = nodes[at].children[token] = len(nodes)
                 match = matches[number] + step * depth
-                nodes.append(Branch(token, at, depth + 1, 0.0, 0.0, 0, match))
+                nodes.append(Branch(token, at, depth + 1, 0.0, 0.0, 0, match=match))
             nodes[child].count += weight
             at = child
     rising = edges[::-1]
@@ -169,7 +173,7 @@ def merge(
         parent = nodes[node.parent]
         node.log_prob = math.log(trust(node.match, node.count, parent.count))
         node.score = parent.score + node.log_prob
-        node.rank_class = len(edges) - bisect_right(rising, node.match)
+        node.bucket = len(edges) - bisect_right(rising, node.match)
     return nodes
 
 
@@ -182,7 +186,7 @@ def joined(first: list[Branch], second: list[Branch]) -> list[Branch]:
         if twin is None:
             twin = parent.children[node.token] = len(nodes)
             score = parent.score + node.log_prob
-            fields = node.depth, score, node.log_prob, node.rank_class
+            fields = node.depth, score, node.log_prob, node.bucket, node.source
             nodes.append(Branch(node.token, places[node.parent], *fields))
         places.append(twin)
     return nodes
@@ -194,6 +198,6 @@ def best(nodes: list[Branch], limit: int) -> list[Branch]:
     kept = [0, *sorted(order)]
     places = {index: place for place, index in enumerate(kept)}
     return [
-        Branch(n.token, places.get(n.parent, -1), n.depth, n.score, n.log_prob, n.rank_class)
+        Branch(n.token, places.get(n.parent, -1), n.depth, n.score, n.log_prob, n.bucket, n.source)
         for n in (nodes[index] for index in kept)
     ]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from specblock.engine.governor import MOST_PATIENCE, ThreadGovernor
+from specblock.engine.machine.governor import MOST_PATIENCE, ThreadGovernor
 
 IDLE = {2: 1.0, 1: 1.4}
 BUSY = {2: 5.0, 1: 1.6}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from specblock.engine.round_costs import ALL, FIRST, PLAIN, TakingTurns, fitted_to_rounds
+from specblock.engine.machine.round_costs import ALL, FIRST, PLAIN, TakingTurns, fitted_to_rounds
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 from tests.tiny import make_drafter, make_target

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from specblock.drafters.base import Drafter
-from specblock.engine.round_costs import fitted_to_rounds, typical
+from specblock.engine.machine.round_costs import fitted_to_rounds, typical
 from specblock.kernels.deadline import Deadline, OutOfTimeError
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from specblock.engine import calibrate, loading, measure, slow_dtype
-from specblock.engine.exactness import repeats_plain
+from specblock.engine import loading
+from specblock.engine.machine import calibrate, measure, slow_dtype
+from specblock.engine.machine.exactness import repeats_plain
 from specblock.errors import ModelError
 from specblock.kernels import deadline
 from specblock.kernels.route_table import RouteTable

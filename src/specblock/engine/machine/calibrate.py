@@ -21,8 +21,8 @@ from torch import nn
 from specblock.drafters.base import Drafter
 from specblock.drafters.light import light_rows
 from specblock.drafters.shortlist import screening_pays
-from specblock.engine.exactness import give_up, give_up_unless_exact, safe_routes
-from specblock.engine.measure import measure_believably
+from specblock.engine.machine.exactness import give_up, give_up_unless_exact, safe_routes
+from specblock.engine.machine.measure import measure_believably
 from specblock.kernels.deadline import Deadline, OutOfTimeError
 from specblock.kernels.linear import RoutedLinear, routed
 from specblock.kernels.route_table import RouteTable

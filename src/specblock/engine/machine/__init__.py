@@ -1,0 +1,1 @@
+"""What this machine costs, what it does exactly, and how many threads it has to give."""
