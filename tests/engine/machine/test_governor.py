@@ -3,8 +3,9 @@
 import random
 
 import pytest
+import torch
 
-from specblock.engine.machine.governor import MOST_PATIENCE, ThreadGovernor
+from specblock.engine.machine.governor import MOST_PATIENCE, ThreadGovernor, begin_with
 
 IDLE = {2: 1.0, 1: 1.4}
 BUSY = {2: 5.0, 1: 1.6}
@@ -73,3 +74,20 @@ def test_looking_at_an_idle_machine_changes_nothing_for_good():
     governor, told = made()
     governor.look(lambda threads: IDLE[threads])
     assert governor.threads == told[-1] == 2
+
+
+@pytest.mark.parametrize(("asked", "alone_is_faster", "expected"), [(3, True, 3), (None, True, 1)])
+def test_a_long_job_begins_with_the_threads_that_help(
+    asked, alone_is_faster, expected, monkeypatch
+):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seconds = {1: 1.0, 2: 2.0} if alone_is_faster else {1: 2.0, 2: 1.0}
+        monkeypatch.setattr(ThreadGovernor, "_seconds_of_products", lambda _, n: seconds[n])
+        begin_with(asked, "cpu")
+        assert torch.get_num_threads() == expected
+        begin_with(None, "cuda")  # nothing is looked at, and a wrong device is said elsewhere
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

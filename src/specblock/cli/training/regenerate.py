@@ -49,15 +49,13 @@ def _same_target(settings: RegenerateSettings, runs: list[dict]) -> None:
 
 
 def _here(settings: RegenerateSettings, show: Callable[[Progress], None]) -> int:
-    import torch
-
+    from specblock.engine.machine.governor import begin_with
     from specblock.target.architecture.structure import text_config
     from specblock.target.loading.zoo import load_model
     from specblock.training.data.prompts import read_prompts
     from specblock.training.data.regenerate import RegenerateConfig, prepare_target, regenerate
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    begin_with(settings.threads, settings.device)
     network, tokenizer = load_model(settings.model, dtype=settings.dtype, device=settings.device)
     context = getattr(text_config(network), "max_position_embeddings", None)
     longest = settings.max_prompt_tokens + settings.max_new_tokens

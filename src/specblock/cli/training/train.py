@@ -26,12 +26,12 @@ def train(settings: TrainSettings) -> None:
     recipe = recipe_of(settings)
     import torch
 
+    from specblock.engine.machine.governor import begin_with
     from specblock.target.loading.zoo import load_model
     from specblock.training.distributed.workers import Workers
     from specblock.training.pipeline import train_drafter
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    begin_with(settings.threads, settings.device)
     # under torchrun every process comes here, and one speaks and writes for all
     workers = Workers(cpu=torch.device(settings.device).type == "cpu")
     with _record(settings) if workers.is_main else nullcontext():

@@ -9,6 +9,7 @@ tried again.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections import deque
@@ -17,10 +18,25 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+_log = logging.getLogger("specblock")
+
 SLOWER = 1.8  # times its usual seconds: a forward that other processes disturb
 RECENT = 3  # forwards that one state is judged by
 PATIENCE, MOST_PATIENCE = 32, 512  # forwards until the full number is tried again
 _SIZE, _PRODUCTS = 1024, 60  # of a look at the machine: longer than a time slice, idle or not
+
+
+def begin_with(threads: int | None, device: str) -> None:
+    """Set PyTorch's threads for a long job: so many, or all but where the CPU is busy right now.
+
+    Args:
+        threads: None leaves the choice here.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif device.startswith("cpu"):
+        ThreadGovernor(torch.get_num_threads()).look()
+        _log.info("computing with %d threads", torch.get_num_threads())
 
 
 class ThreadGovernor:
