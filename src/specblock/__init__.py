@@ -17,7 +17,7 @@ _PUBLIC = {
     "GenerationConfig": "specblock.config",
     "SpecBlockError": "specblock.errors",
     "Drafter": "specblock.drafters.base",
-    "custom_generate": "specblock.engine.hf",
+    "custom_generate": "specblock.engine.doorway.hf",
 }
 
 __all__ = [
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
     from specblock.config import GenerationConfig
     from specblock.drafters.base import Drafter
-    from specblock.engine.hf import custom_generate
+    from specblock.engine.doorway.hf import custom_generate
     from specblock.engine.loading import load
     from specblock.engine.speculator import Chunk, Generation, Speculator
     from specblock.engine.statistics import GenerationStats

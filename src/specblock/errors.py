@@ -5,7 +5,6 @@ The command line prints the message to stderr and exits with code 2; a library u
 """
 
 __all__ = [
-    "BusyError",
     "CheckpointError",
     "ConfigError",
     "ContextError",
@@ -37,10 +36,6 @@ class RefusedByTemplateError(ModelError):
             "user and assistant in turns and no system message, so change or drop what it refuses."
         )
         self.words = words
-
-
-class BusyError(SpecBlockError):
-    """A model is asked for a second text before the first one is finished."""
 
 
 class CheckpointError(SpecBlockError):

@@ -38,6 +38,12 @@ class Budget(Protocol):
     def update_without(self, tokens: int = 1) -> None:
         """After a round without the drafter, which yielded so many tokens."""
 
+    def another(self) -> Budget:
+        """The budget of another text, which learns with this one."""
+
+    def in_company(self, texts: int, nodes: int) -> None:
+        """Before a round: so many texts decode together, the others with so many draft nodes."""
+
     def drawn(self, tokens: list[int]) -> None:
         """After any round: what the target drew."""
 
@@ -64,6 +70,13 @@ class FixedBudget:
     def copies(self) -> DraftTree | None:
         """Copies alone are never verified."""
         return None
+
+    def another(self) -> FixedBudget:
+        """It knows nothing of texts, so it serves all."""
+        return self
+
+    def in_company(self, texts: int, nodes: int) -> None:
+        """A fixed budget is the same in company."""
 
     def begin(self, pairs: int = 1) -> None:
         """Nothing is remembered from the text before."""
@@ -100,6 +113,9 @@ class Drafter(Protocol):
     feature_layers: tuple[int, ...]  # 0-based; output of decoder layer i
     max_nodes: int  # no tree has more draft nodes
     prompt_pairs: int  # most pairs of a prompt that it reads
+
+    def another(self) -> Drafter:
+        """A drafter of the same network and settings for another text, to be used beside this."""
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence of up to ``capacity`` positions."""

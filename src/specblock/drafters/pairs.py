@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,8 @@ from torch import Tensor
 class PairQueue:
     """Base of drafters whose next forward reads all pairs observed since the last one.
 
-    Subclasses call :meth:`forget_pairs` in ``reset`` and :meth:`take_pairs` in that forward.
+    Subclasses call :meth:`forget_pairs` in ``reset`` and :meth:`take_pairs` in that forward, and
+    keep what belongs to their text in ``_cache``.
 
     Attributes:
         prompt_pairs: of a longer prompt only so many last pairs are read: the positions of rotary
@@ -21,6 +25,14 @@ class PairQueue:
     prompt_pairs = 32
 
     _pending: list[tuple[Tensor, Tensor]]
+    _cache: Tensor | None
+
+    def another(self) -> Self:
+        """A drafter of the same network and settings for another text."""
+        other = copy.copy(self)
+        other._cache = None
+        other.forget_pairs()
+        return other
 
     def forget_pairs(self) -> None:
         """Nothing has been observed."""

@@ -18,13 +18,13 @@ from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter, read_config
 from specblock.drafters.registry import load_model as load_network
+from specblock.engine.doorway.own_settings import warn_of_unheeded
 from specblock.engine.machine.calibrate import FIRST_SECONDS, load_calibration
 from specblock.engine.machine.calibrate import calibrate as measure
 from specblock.engine.machine.calibrate import use as use_calibration
 from specblock.engine.machine.exactness import give_up_unless_exact, safe_routes
 from specblock.engine.machine.governor import ThreadGovernor
 from specblock.engine.machine.slow_dtype import warn_of_slow_dtype
-from specblock.engine.own_settings import warn_of_unheeded
 from specblock.engine.speculator import Speculator
 from specblock.engine.survival_file import load_survival
 from specblock.errors import ConfigError

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from specblock.config import GenerationConfig
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.engine.rounds import decode
-from specblock.engine.statistics import GenerationStats
+from specblock.engine.answer import Answer, Chunk, Generation
+from specblock.engine.engine import Engine, Handle
+from specblock.engine.seats import Seats
+from specblock.engine.sequence import Seat
 from specblock.engine.text import TextStream
-from specblock.engine.turns import turn_of
 from specblock.errors import ContextError
 from specblock.target.chat.template import chat_tokens
 from specblock.target.model import Target
@@ -23,34 +25,8 @@ from specblock.tree.sampling import Processor, SamplingParams
 
 if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
-    from specblock.adaptation.feedback.observer import FeedbackObserver
 
 Prompt = str | list[dict[str, str]] | list[int] | torch.Tensor
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a generation: new ``text`` and ``token_ids``; the last has a ``finish_reason``.
-
-    Text lags behind tokens where a character or a stop string may be incomplete.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None
-    stats: GenerationStats
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished generation. ``token_ids`` are the new tokens, an end-of-turn token included;
-    ``finish_reason`` is ``"stop"`` (end token or stop string) or ``"length"``."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    prompt_tokens: int
-    stats: GenerationStats
 
 
 class Speculator:
@@ -95,42 +71,44 @@ class Speculator:
             self.adaptation = adaptation_of(drafter, adapt, budgets, target.vocab_size)
             if copies is not None:
                 copies.memory = self.adaptation.memory
+        self.engine = Engine(target)
+        self.seats = Seats(Seat(drafter, budget, self.sampling_budget, copies))
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Sequence[Prompt],
         generation_config: GenerationConfig | None = None,
         *,
         use_drafter: bool = True,
         logits_processor: Sequence[Processor] = (),
         **settings,
-    ) -> Generation:
+    ) -> Generation | list[Generation]:
         """Generate to the end. ``settings`` override single fields of ``generation_config``.
 
         Args:
             prompt: text (put into the chat template as a user turn), messages, or token ids
-                (taken as they are): a list, or a tensor of one row.
+                (taken as they are): a list, or a tensor of one row. A list of such prompts is
+                answered together, each as it would be alone.
             logits_processor: transformers' ``LogitsProcessor`` or anything that is called like it;
                 applied between penalties and temperature, once per token of the text, in order.
+
+        Returns:
+            A generation, or one for each prompt of a list, in its order.
 
         Raises:
             ContextError: the prompt is empty or too long. ConfigError: a setting is wrong.
             ModelError: no token is possible, or there is no chat template.
             RefusedByTemplateError: the chat template refuses the messages.
-            BusyError: this thread has not finished another text of this model. Those of other
-                threads are waited for.
         """
-        text, ids, last = [], [], None
-        for chunk in self.stream(
-            prompt, generation_config, use_drafter=use_drafter, logits_processor=logits_processor,
-            **settings,
-        ):  # fmt: skip
-            text.append(chunk.text)
-            ids += chunk.token_ids
-            last = chunk
-        return Generation(
-            "".join(text), ids, last.finish_reason, last.stats.prompt_tokens, last.stats
-        )
+        several = _is_several(prompt)
+        asked = [
+            self._answer(one, generation_config, settings, use_drafter, logits_processor)
+            for one in (prompt if several else [prompt])
+        ]
+        with ExitStack() as stack:
+            handles = [self.engine.add(answer).until_closed(stack) for answer in asked]
+            answers = [_whole(list(handle)) for handle in handles]
+        return answers if several else answers[0]
 
     def stream(
         self,
@@ -141,77 +119,55 @@ class Speculator:
         logits_processor: Sequence[Processor] = (),
         **settings,
     ) -> Iterator[Chunk]:
-        """Like :meth:`generate`, round by round."""
-        config = generation_config or GenerationConfig()
-        config = config.replace(**settings) if settings else config
+        """Like :meth:`generate`, round by round. Several may be open at a time, in any threads."""
+        return self._chunks(
+            self._answer(prompt, generation_config, settings, use_drafter, logits_processor)
+        )
+
+    def ask(
+        self,
+        prompt: Prompt,
+        generation_config: GenerationConfig | None = None,
+        *,
+        use_drafter: bool = True,
+        logits_processor: Sequence[Processor] = (),
+        **settings,
+    ) -> Handle[Chunk]:
+        """Like :meth:`stream`, for ``async for`` as well, and to be cancelled by who leaves it."""
+        return self.engine.add(
+            self._answer(prompt, generation_config, settings, use_drafter, logits_processor)
+        )
+
+    def _answer(
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None,
+        settings: dict[str, Any],
+        drafting: bool,
+        processors: Sequence[Processor],
+    ) -> Answer:
+        config = (config or GenerationConfig()).replace(**settings)
         ids = self.encode(prompt)
-        drafter = self.drafter if use_drafter else None
-        stats = GenerationStats()
-        params = replace(config.sampling(), processors=tuple(logits_processor))
-        adapting = self.adaptation is not None and drafter is not None
-        observer = self.adaptation.observer(ids) if adapting else None
-        rounds = decode(
-            self.target,
-            drafter,
-            self.budget_for(params),
-            ids,
-            params,
-            config.max_new_tokens,
-            stats,
-            observer,
-            self.copies,
-        )
+        params = replace(config.sampling(), processors=tuple(processors))
+        drafting = drafting and self.drafter is not None
         ends = frozenset() if config.ignore_eos else self._end_tokens(config)
-        text = TextStream(self.tokenizer, config.stop_strings)
-        chunks = self._chunks(rounds, text, ends, stats)
-        return self._in_turn(
-            chunks if observer is None else self._learning(chunks, observer, stats)
-        )
+        return Answer(
+            ids, config, params, self.seats if drafting else None,
+            TextStream(self.tokenizer, config.stop_strings), ends,
+            self.adaptation if drafting else None,
+        )  # fmt: skip
 
-    def _in_turn(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """The same chunks, and nobody else's meanwhile."""
-        with turn_of(self.target.model):
-            yield from chunks
-
-    def _learning(
-        self, chunks: Iterator[Chunk], observer: FeedbackObserver, stats: GenerationStats
-    ) -> Iterator[Chunk]:
-        """The same chunks; when the request has ended, what it taught is put to use."""
-        complete = False
+    def _chunks(self, answer: Answer) -> Iterator[Chunk]:
+        handle = self.engine.add(answer)
         try:
-            yield from chunks
-            complete = True
+            yield from handle
         finally:
-            self.adaptation.finished(observer, stats, complete=complete)
+            handle.cancel()
 
     def close(self) -> None:
         """Finish what an adaptation does in the background, and save it."""
         if self.adaptation is not None:
             self.adaptation.close()
-
-    def _chunks(
-        self,
-        rounds: Iterator[list[int]],
-        text: TextStream,
-        ends: frozenset[int],
-        stats: GenerationStats,
-    ) -> Iterator[Chunk]:
-        reason = None
-        for tokens in rounds:
-            end = next((place for place, token in enumerate(tokens) if token in ends), None)
-            if end is not None:
-                stats.new_tokens -= len(tokens) - end - 1
-                tokens, reason = tokens[: end + 1], "stop"
-            piece, used = text.push_until_stop(tokens)
-            if piece.stopped:
-                stats.new_tokens -= len(tokens) - used
-                tokens, reason = tokens[:used], "stop"
-            if reason is not None:
-                tail = "" if piece.stopped else text.flush()
-                yield Chunk(piece.text + tail, tokens, reason, stats)
-                return
-            yield Chunk(piece.text, tokens, None, stats)
-        yield Chunk(text.flush(), [], "length", stats)
 
     def budget_for(self, params: SamplingParams) -> Budget | None:
         """The budget that has learned from decoding of this kind."""
@@ -259,3 +215,17 @@ class Speculator:
         if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
             ends.append(self.tokenizer.eos_token_id)
         return frozenset(ends)
+
+
+def _is_several(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Whether it is a list of prompts, not one: its items are texts, lists or tensors."""
+    if not isinstance(prompt, list | tuple) or not prompt:
+        return False
+    return isinstance(prompt[0], str | list | tuple | torch.Tensor)
+
+
+def _whole(chunks: list[Chunk]) -> Generation:
+    last = chunks[-1]
+    text = "".join(chunk.text for chunk in chunks)
+    ids = [token for chunk in chunks for token in chunk.token_ids]
+    return Generation(text, ids, last.finish_reason, last.stats.prompt_tokens, last.stats)

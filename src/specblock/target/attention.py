@@ -19,6 +19,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from specblock.target.packed import part_by_part
+
 NAME = "specblock_sdpa"
 
 
@@ -67,6 +69,6 @@ def is_special(dropout: float, settings: Mapping[str, Any]) -> bool:
 
 def register() -> str:
     """Make the attention known to transformers; returns the name to select it by."""
-    AttentionInterface.register(NAME, grouped_sdpa)
+    AttentionInterface.register(NAME, part_by_part(grouped_sdpa))
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME

@@ -33,6 +33,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from specblock.target.attention import grouped_sdpa, is_special
+from specblock.target.packed import part_by_part
 
 NAME, _TRIAL = "specblock_invariant", "specblock_trial"
 _BLOCKS = (256, 64)  # positions; the longest that the processor allows
@@ -187,6 +188,6 @@ def register_trial(seen: list[bool]) -> str:
 
 def register() -> str:
     """Make the attention known to transformers; returns the name to select it by."""
-    AttentionInterface.register(NAME, invariant_attention)
+    AttentionInterface.register(NAME, part_by_part(invariant_attention))
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME

@@ -21,6 +21,12 @@ def attention_kinds(config) -> tuple[str, ...]:
     return tuple(sorted(set(kinds)))
 
 
+def layer_kinds(config) -> tuple[str, ...]:
+    """The kind of attention of every layer."""
+    kinds = getattr(config, "layer_types", None)
+    return tuple(kinds) if kinds else attention_kinds(config) * config.num_hidden_layers
+
+
 def chain_mask(rows: int, length: int, device: torch.device) -> Tensor:
     """Causal visibility ``[rows, length + rows]`` of a chain behind ``length`` positions."""
     keys = torch.arange(length + rows, device=device)

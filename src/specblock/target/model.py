@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,23 +21,18 @@ from specblock.kernels.route_table import RouteTable
 from specblock.target import attention, invariant, masks
 from specblock.target.architecture.structure import cache_argument, forward_of, text_config
 from specblock.target.architecture.tap import FeatureTap
+from specblock.target.architecture.trial import hands_on_its_cache
 from specblock.target.architecture.verifiable import check_untested, check_verifiable
 from specblock.target.cache import PathCache
 from specblock.target.loan import Loan
+from specblock.target.pieces import Piece, TargetOutput, kept_rows, packed, split
 from specblock.target.positions import Positions
+from specblock.target.text import Text, TextPool
 
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
 
 _REPLACEABLE = ("sdpa", attention.NAME, invariant.NAME)  # the same attention in other orders
-
-
-@dataclass(frozen=True)
-class TargetOutput:
-    """What one forward gives: ``logits [rows, V]`` and ``features [rows, F * H]``."""
-
-    logits: Tensor
-    features: Tensor
 
 
 class Target:
@@ -79,16 +74,14 @@ class Target:
             model, self._tap, self._attention(), _REPLACEABLE, self.device.type == "cpu"
         )
         self.watch: Callable[[int, float], None] | None = None  # rows and seconds of verifications
-        self.cache: PathCache | None = None
-        self._cache_kind: tuple[torch.device, torch.dtype] | None = None
+        self.text: Text | None = None  # what prefill, verify and commit speak of
+        self._pool = TextPool(self.config.num_hidden_layers)
         self.positions = Positions(model)
-        self._ids: Tensor | None = None  # in the cache; kept where it may have to be filled anew
-        self._tree: DraftTree | None = None
         self._cache_name = cache_argument(forward_of(model))
         self._keeps = "logits_to_keep" in inspect.signature(forward_of(model)).parameters
         # layers that reuse keys of others compute only the rows whose logits are asked for
-        reuses = bool(getattr(self.config, "num_kv_shared_layers", 0))
-        self._prompt_logits = 0 if reuses and self.feature_layers else 1
+        self._reuses_keys = bool(getattr(self.config, "num_kv_shared_layers", 0))
+        self._prompt_logits = 0 if self._reuses_keys and self.feature_layers else 1
         check_untested(self)
         self.exact = self._is_exact(exact)
         self.loan.attention = self._attention()
@@ -96,7 +89,7 @@ class Target:
     def _is_exact(self, exact: bool | None) -> bool:
         half = self.dtype in (torch.bfloat16, torch.float16)
         wanted = half if exact is None else exact
-        if not wanted or (self.device.type == "cpu" and self._hands_on_its_cache()):
+        if not wanted or (self.device.type == "cpu" and self._hands_on_its_cache):
             return wanted
         if exact:
             raise ModelError(
@@ -105,19 +98,15 @@ class Target:
             )
         return False
 
-    @torch.inference_mode()
+    @cached_property
+    def packs(self) -> bool:
+        """Whether rows of several texts can be computed in one forward."""
+        return not self._reuses_keys and self._hands_on_its_cache
+
+    @cached_property
     def _hands_on_its_cache(self) -> bool:
         """Whether an attention of ours gets keys and values as the cache has them."""
-        if not self._replaces_attention:
-            return False
-        seen: list[bool] = []
-        self.loan.attention = invariant.register_trial(seen)
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-        cache = PathCache(self.config.num_hidden_layers, 2)
-        with self.loan:
-            self.model(input_ids=ids, **{self._cache_name: cache}, use_cache=True)
-        self._tap.take()
-        return bool(seen) and all(seen)
+        return self._replaces_attention and hands_on_its_cache(self, self._tap, self._cache_name)
 
     @property
     def _replaces_attention(self) -> bool:
@@ -143,7 +132,7 @@ class Target:
 
     def give_up_exactness(self) -> None:
         """Back to the faster kernels, whose rows may depend on each other's number."""
-        self.exact, self.cache = False, None
+        self.exact, self.text = False, None
         self.loan.attention = self._attention()
 
     @property
@@ -168,9 +157,14 @@ class Target:
         return self.positions.context_length
 
     @property
+    def cache(self) -> PathCache | None:
+        """The keys and values of the text at hand."""
+        return None if self.text is None else self.text.cache
+
+    @property
     def length(self) -> int:
         """Positions in the cache."""
-        return 0 if self.cache is None else self.cache.length
+        return 0 if self.text is None else self.text.length
 
     @property
     def depth_left(self) -> int:
@@ -183,15 +177,32 @@ class Target:
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence with room for ``capacity`` positions, tree nodes included."""
+        former, self.text = self.text, None
+        if former is not None:
+            self.release(former)
+        self.text = self.open(capacity)
+
+    def open(self, capacity: int) -> Text:
+        """A new text with room for ``capacity`` positions, beside others that are open."""
+        self.begin()
+        return self._pool.open(capacity, self.exact, (self.device, self.dtype))
+
+    def release(self, text: Text) -> None:
+        """A text's end: the next one may have its room."""
+        if text is not self.text:
+            self._pool.release(text)
+
+    def prompt_piece(self, text: Text, ids: Tensor, prompt: Tensor) -> Piece:
+        """The next ``ids`` of a ``prompt``, to be read together with other texts' rows."""
+        if self.positions.restart is not None:
+            text.ids = prompt
+        return Piece.of_prompt(text, ids, len(prompt) - 1, self._prompt_logits)
+
+    def begin(self) -> None:
+        """Before another text: what its owner did to the model meanwhile is seen."""
         self.loan.look_again()
         if not self.owned:
             self.loan.confirm()
-        kind = (self.device, self.dtype)  # the owner may have moved or converted the model
-        if self.cache is not None and self.cache.capacity >= capacity and self._cache_kind == kind:
-            self.cache.crop_to(0)
-            return
-        self.cache = PathCache(self.config.num_hidden_layers, capacity, self.exact)
-        self._cache_kind = kind
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor) -> TargetOutput:
@@ -207,76 +218,82 @@ class Target:
                 "shorten the prompt."
             )
         if self.positions.restart is not None:
-            self._ids = ids if self.length == 0 else torch.cat((self._ids[: self.length], ids))
-        return self._append(ids, total - 1)
+            before = ids[:0] if self.length == 0 else self.text.ids[: self.length]
+            self.text.ids = torch.cat((before, ids))
+        return self._append(self.text, ids, total - 1)
 
-    def _append(self, ids: Tensor, last: int) -> TargetOutput:
+    def _append(self, text: Text, ids: Tensor, last: int) -> TargetOutput:
         """Read and commit ``ids`` chunk by chunk, as if ``last`` were every chunk's last position;
         the output as of :meth:`prefill`."""
         features = []
         for chunk in ids.split(self.prefill_chunk):
-            rows, length = chunk.numel(), self.length
-            places = torch.arange(length, length + rows, device=self.device)
-            visible = masks.chain_mask(rows, length, self.device)
-            with self.positions.computed_as_if_last(torch.full_like(places, last)):
-                logits, hidden = self._forward(chunk, places, visible, self._prompt_logits)
-            self.cache.advance(rows)
-            features.append(hidden)
-        features = torch.cat(features) if self.feature_layers else logits.new_zeros(ids.numel(), 0)
-        return TargetOutput(logits[-1], features)
+            piece = Piece.of_prompt(text, chunk, last, self._prompt_logits)
+            (output,) = self.run([piece])
+            text.cache.advance(len(chunk))
+            features.append(output.features)
+        return TargetOutput(output.logits[-1], torch.cat(features))
 
     @torch.inference_mode()
     def verify(self, tree: DraftTree) -> TargetOutput:
         """Logits ``[N + 1, V]`` and features of every node, in one forward; commits nothing."""
-        if self.length == self.positions.restart:
-            again, self.cache.length = self._ids[: self.length], 0
-            self._append(again, len(again))
-        self._tree = tree
-        places = tree.positions(self.length)
-        visible = None
-        if len(tree) > 1 or self._window_hides(len(tree)):
-            visible = masks.tree_mask(tree.ancestor_mask(), self.length)
-        started = time.perf_counter()
-        with self.positions.computed_as_if_last(places):
-            logits, features = self._forward(tree.tokens, places, visible, keep=0)
-        if self.watch is not None:
-            self.watch(len(tree), time.perf_counter() - started)
-        return TargetOutput(logits, features)
+        (output,) = self.verify_all([self.text], [tree])
+        return output
 
     @torch.inference_mode()
-    def commit(self, path: Tensor) -> None:
-        """Keep the nodes ``path`` (int64 [a + 1], root first) of the last verified tree."""
-        if self.positions.restart is not None:
-            self._ids = torch.cat((self._ids[: self.length], self._tree.tokens[path]))
-        self.cache.keep(path)
+    def verify_all(
+        self, texts: Sequence[Text], trees: Sequence[DraftTree], prompts: Sequence[Piece] = ()
+    ) -> list[TargetOutput]:
+        """Verify a tree of every text, and read pieces of prompts, in one forward.
 
-    def _forward(
-        self, ids: Tensor, places: Tensor, visible: Tensor | None, keep: int
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.length + ids.numel() > self.cache.capacity:
-            raise ContextError(
-                f"{self.length + ids.numel()} positions do not fit the cache of "
-                f"{self.cache.capacity}; reset the target with a larger capacity."
-            )
-        with self.loan:
+        Returns:
+            Of every tree logits ``[N + 1, V]`` and features of its nodes, then of every piece the
+            logits of its last row and the features of all; nothing is committed.
+        """
+        pieces, window = [], self.window if masks.SLIDING in self.kinds else None
+        for text, tree in zip(texts, trees, strict=True):
+            if text.length == self.positions.restart:
+                again, text.cache.length = text.ids[: text.length], 0
+                self._append(text, again, len(again))
+            text.tree = tree
+            pieces.append(Piece.of_tree(text, tree, window))
+        started = time.perf_counter()
+        outputs = self.run([*pieces, *prompts])
+        if self.watch is not None and not prompts:
+            self.watch(sum(map(len, trees)), time.perf_counter() - started)
+        return outputs
+
+    @torch.inference_mode()
+    def commit(self, path: Tensor, text: Text | None = None) -> None:
+        """Keep the nodes ``path`` (int64 [a + 1], root first) of a text's last verified tree."""
+        text = text or self.text
+        if self.positions.restart is not None:
+            text.ids = torch.cat((text.ids[: text.length], text.tree.tokens[path]))
+        text.cache.keep(path)
+
+    @torch.inference_mode()
+    def run(self, pieces: Sequence[Piece]) -> list[TargetOutput]:
+        """One forward over the rows of all pieces; writes their keys and commits nothing.
+
+        Raises :class:`ContextError` if a piece does not fit its text's cache.
+        """
+        for piece in pieces:
+            piece.check_room()
+        if len(pieces) > 1 and not self.packs:
+            return [output for piece in pieces for output in self.run([piece])]
+        kinds = masks.layer_kinds(self.config)
+        cache, mask = packed(pieces, self.kinds, kinds, self.window, self.dtype)
+        last = torch.cat([piece.last for piece in pieces])
+        kept = kept_rows(pieces) if self._keeps else {}
+        with self.positions.computed_as_if_last(last), self.loan:
             output = self.model(
-                input_ids=ids[None],
-                attention_mask=self._model_mask(visible, places),
-                position_ids=places[None],
+                input_ids=torch.cat([piece.ids for piece in pieces])[None],
+                attention_mask=mask,
+                position_ids=torch.cat([piece.places for piece in pieces])[None],
                 use_cache=True,
-                **{self._cache_name: self.cache},
-                **({"logits_to_keep": keep} if self._keeps else {}),
+                **{self._cache_name: cache},
+                **kept,
             )
         features = self._tap.take()
-        return output.logits[0, -keep:], None if features is None else features[0]
-
-    def _window_hides(self, rows: int) -> bool:
-        """Whether a window hides part of the context, so that even one row needs a mask."""
-        sliding = masks.SLIDING in self.kinds and self.window is not None
-        return sliding and self.length + rows > self.window
-
-    def _model_mask(self, visible: Tensor | None, places: Tensor):
-        if visible is None:
-            return None
-        built = masks.build_masks(visible, places, self.length, self.kinds, self.window, self.dtype)
-        return built if len(built) > 1 else next(iter(built.values()))
+        if features is None:
+            features = output.logits.new_zeros(1, len(last), 0)
+        return split(pieces, output.logits[0], features[0])

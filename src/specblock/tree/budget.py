@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 from torch import Tensor
 
 from specblock.tree.accept import follow
@@ -11,6 +14,23 @@ from specblock.tree.cost import CostTable, best_nodes, choose_leaves
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.drag import Drag
 from specblock.tree.survival import SurvivalModel, Trials, trim
+
+
+class Learned:
+    """What the budgets of all texts know together.
+
+    Attributes:
+        costs: the measured table. model: see :class:`BudgetController`.
+        overall, gain, asking: running means behind `price`, `block_gain` and `asking_gain`.
+        drag: what the clock says of the table.
+    """
+
+    def __init__(self, costs: CostTable, model: SurvivalModel | None, heed_clock: bool):
+        self.costs, self.model = costs, model or SurvivalModel.fresh()
+        self.drag, self.heed_clock = Drag(), heed_clock
+        self.overall = Recent(0.98, 1.0, costs.target_seconds(1))
+        self.gain = Recent(0.98, 4.0, 4.0)
+        self.asking = Recent(0.98, 4.0, 4.0)
 
 
 class BudgetController:
@@ -44,25 +64,61 @@ class BudgetController:
     def __init__(
         self, costs: CostTable, model: SurvivalModel | None = None, *, heed_clock: bool = False
     ):
-        self.costs, self.model, self._heed_clock = costs, model or SurvivalModel.fresh(), heed_clock
-        self.account, self.drag, self._pending = Account(), Drag(), 1
-        self._booked = (False, 0.0)
-        self._overall = Recent(0.98, 1.0, costs.target_seconds(1))
-        self._gain = Recent(0.98, 4.0, 4.0)
-        self._asking = Recent(0.98, 4.0, 4.0)
+        self._learned = Learned(costs, model, heed_clock)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Nothing yet of a text."""
+        self.account, self._pending = Account(), 1
+        self._booked, self._company = (False, 0.0), None
         self._start(None)
+
+    def another(self) -> Self:
+        """The budget of another text: an account of its own, and what is learned shared."""
+        other = copy.copy(self)
+        other._set_up()
+        return other
+
+    def in_company(self, texts: int, nodes: int) -> None:
+        """Before a round: so many texts decode together, the others with so many draft nodes.
+
+        From here on a round costs this text its share: see :meth:`CostTable.in_company`.
+        """
+        alone = texts == 1 and nodes == 0
+        self._company = None if alone else self._learned.costs.in_company(texts, nodes)
+
+    @property
+    def costs(self) -> CostTable:
+        """What a round costs this text now."""
+        return self._company or self._learned.costs
+
+    @costs.setter
+    def costs(self, costs: CostTable) -> None:
+        self._learned.costs, self._company = costs, None
+
+    @property
+    def model(self) -> SurvivalModel:
+        return self._learned.model
+
+    @model.setter
+    def model(self, model: SurvivalModel) -> None:
+        self._learned.model = model
+
+    @property
+    def drag(self) -> Drag:
+        return self._learned.drag
 
     @property
     def price(self) -> float:
-        return max(self.costs.plain_rate, self._overall.ratio)
+        return max(self.costs.plain_rate, self._learned.overall.ratio)
 
     @property
     def block_gain(self) -> float:
-        return self._gain.ratio
+        return self._learned.gain.ratio
 
     @property
     def asking_gain(self) -> float:
-        return self._asking.ratio
+        return self._learned.asking.ratio
 
     def begin(self, pairs: int = 1) -> None:
         """Another text: a new account. The network's first forward has to read ``pairs`` of it."""
@@ -146,9 +202,9 @@ class BudgetController:
         chosen, value = best_nodes(survival, self.costs, 0.0, price)
         if later is not None and self._leaf_mass > 0:
             first = best_nodes(survival[~later], self.costs, 0.0, price)[1]
-            self._gain.add(value - first, self._leaf_mass)
+            self._learned.gain.add(value - first, self._leaf_mass)
         gained = value - price * self.costs.overhead - self._without(price)[1]
-        self._asking.add(gained, self._ending)
+        self._learned.asking.add(gained, self._ending)
         # one at least, or a survival model that was disappointed would never see another outcome
         return max(min(chosen, self._affordable(self._drafting())), min(1, len(survival)))
 
@@ -170,14 +226,14 @@ class BudgetController:
     def clocked(self, seconds: float) -> None:
         """What the round that was reported last took by the clock."""
         drafted, by_table = self._booked
-        if self._heed_clock:
+        if self._learned.heed_clock and self._company is None:
             self.drag.add(drafted, seconds, by_table)
 
     def _book(self, tokens: int, seconds: float, tried: bool) -> None:
         self._booked = (tried, seconds)
         seconds *= self.drag.factor if tried else 1.0
         self.account.book(tokens, seconds * self.costs.plain_rate, tried=tried)
-        self._overall.add(tokens, seconds)
+        self._learned.overall.add(tokens, seconds)
         self._pending += tokens  # pairs that the network has not read yet
 
     def drawn(self, tokens: list[int]) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from specblock import custom_generate
 from specblock.drafters.base import FixedBudget
-from specblock.engine import hf
+from specblock.engine.doorway import hf
 from specblock.engine.speculator import Speculator
 from specblock.target.model import Target
 from tests.tiny import OracleDrafter, make_target
@@ -18,6 +18,9 @@ class Oracles(OracleDrafter):
     def __init__(self, sequences: dict[int, list[int]]):
         super().__init__([], 0)
         self.sequences = sequences
+
+    def another(self):
+        return Oracles(self.sequences)
 
     def prefill(self, features, tokens):
         self.prompt_length = len(tokens)

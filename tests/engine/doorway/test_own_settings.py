@@ -3,7 +3,7 @@
 import pytest
 from transformers import GenerationConfig
 
-from specblock.engine.own_settings import unheeded, warn_of_unheeded
+from specblock.engine.doorway.own_settings import unheeded, warn_of_unheeded
 
 
 def test_nothing_is_said_where_nothing_is_asked(caplog):

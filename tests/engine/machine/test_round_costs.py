@@ -46,10 +46,10 @@ def test_what_rounds_take_beyond_the_calls_is_found(monkeypatch):
     """The machine is half as fast as before; beside that the first call takes 6 more in a round
     than it did alone, and later ones half as long again."""
     clock = Clock()
-    monkeypatch.setattr("specblock.engine.rounds.time", clock)
+    monkeypatch.setattr("specblock.engine.step.time", clock)
     drafter = make_drafter()
     target = Target(make_target("llama"), drafter.feature_layers)
-    target.verify = clock.charged(target.verify, 40.0)
+    target.verify_all = clock.charged(target.verify_all, 40.0)
     drafter.first_block = clock.charged(drafter.first_block, 2 * (4.0 + 6.0))
     drafter.next_blocks = clock.charged(drafter.next_blocks, 2 * 3.0)
     table = CostTable({1: 20.0, 96: 20.0}, {1: 4.0}, {1: 2.0, 28: 4.0})

@@ -68,9 +68,9 @@ def test_the_network_must_be_worth_more_than_the_copies():
     def gain_after(copied: DraftTree | None) -> float:
         control = rich(BudgetController(CPU))
         control.speculate(copied)
-        before = control._asking.top * control._asking.keep
+        before = control._learned.asking.top * control._learned.asking.keep
         control.nodes(torch.full((8,), 0.8).cumprod(0))
-        return control._asking.top - before
+        return control._learned.asking.top - before
 
     assert gain_after(None) > gain_after(chain(0.7)) > gain_after(chain(0.9))
 
@@ -79,9 +79,9 @@ def test_rounds_of_copies_pay_for_their_rows():
     control = rich(BudgetController(CPU))
     control.speculate(chain(0.97))
     nodes = control.copies().num_draft
-    before = control._overall.bottom * control._overall.keep
+    before = control._learned.overall.bottom * control._learned.overall.keep
     control.update_without(nodes + 1)
-    spent = control._overall.bottom - before
+    spent = control._learned.overall.bottom - before
     assert spent == pytest.approx(CPU.target_seconds(nodes + 1) + CPU.overhead)
 
 

@@ -15,6 +15,7 @@ from specblock.errors import ConfigError
 from specblock.kernels.route_table import RouteTable
 from specblock.target.masks import additive
 from specblock.target.model import Target, TargetOutput
+from specblock.target.text import Text
 from specblock.tree.draft_tree import DraftTree
 
 __all__ = ["CompiledTarget"]
@@ -117,7 +118,7 @@ class CompiledTarget(Target):
         if size not in self._ready:
             self._ready[size] = FixedCache(self.config.num_hidden_layers, size, self.device)
             self._compile(size)
-        self.cache = self._ready[size]
+        self.text = Text(self._ready[size])
         self.cache.length = 0
 
     def _compile(self, size: int) -> None:
@@ -141,7 +142,7 @@ class CompiledTarget(Target):
         if size is None:
             self.prepare(capacity)
             return
-        self.cache = self._ready[size]
+        self.text = Text(self._ready[size])
         self.cache.length = 0
 
     @torch.inference_mode()

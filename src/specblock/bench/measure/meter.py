@@ -73,6 +73,10 @@ class MeteredDrafter:
         self.counts.verified[tree.num_draft] += 1
         return tree
 
+    def another(self) -> MeteredDrafter:
+        """For another text, counted by itself."""
+        return MeteredDrafter(self.drafter.another())
+
     def take(self) -> Counts:
         """The counts since the last call."""
         taken, self.counts = self.counts, Counts()

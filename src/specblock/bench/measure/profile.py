@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from specblock.bench.measure.contender import Contender
 from specblock.config import GenerationConfig
-from specblock.engine.rounds import PARTS
+from specblock.engine.step import PARTS
 from specblock.errors import ContextError
 
 __all__ = ["OperatorTime", "RoundProfile", "profile_rounds"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,6 +54,12 @@ class TextCopies:
         self.shortest, self.longest, self.max_nodes = shortest, longest, max_nodes
         self.memory = memory
         self.reset(0)
+
+    def another(self) -> TextCopies:
+        """The same for another text; the memory is shared."""
+        other = copy.copy(self)
+        other.reset(0)
+        return other
 
     def reset(self, capacity: int) -> None:
         """Start an empty text of about ``capacity`` tokens; it grows where more come."""

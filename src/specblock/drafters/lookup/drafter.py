@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -30,6 +31,12 @@ class LookupDrafter:
         self._copies = TextCopies(**settings)
         self.max_nodes = self._copies.max_nodes
         self._device = torch.device("cpu")
+
+    def another(self) -> LookupDrafter:
+        """A drafter with the same settings for another text."""
+        other = copy.copy(self)
+        other._copies = self._copies.another()
+        return other
 
     def reset(self, capacity: int) -> None:
         """Start an empty sequence of up to ``capacity`` positions."""

@@ -87,7 +87,7 @@ def check_untested(target: Target) -> None:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise ModelError(f"{name} fails over a draft tree ({type(e).__name__}): {_ADVICE}.") from e
     finally:
-        target.cache = None
+        target.text = None
     if not apart < _TOLERANCES.get(target.dtype, _HALF):
         raise ModelError(
             f"{name} gives other predictions in a draft tree than in a plain text: {_ADVICE}."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.engine.rounds import draft, report, start
+from specblock.engine.drafting import draft, report, start
 from specblock.training.features.reader import Sequence
 from specblock.tree.accept import follow
 from specblock.tree.draft_tree import DraftTree

@@ -11,6 +11,8 @@ import inspect
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,10 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput, MaxLengthCriteria
 
 from specblock.engine.doorway.kept import speculator_for
+from specblock.engine.doorway.row_request import RowRequest
 from specblock.engine.doorway.rows import Row, make_rows, split_filters, steps
 from specblock.engine.doorway.settings import refuse, refuse_arguments, refuse_settings
-from specblock.engine.rounds import decode
 from specblock.engine.speculator import Speculator
-from specblock.engine.statistics import GenerationStats
 from specblock.engine.turns import turn_of
 from specblock.errors import ConfigError
 from specblock.tree.sampling import SamplingParams
@@ -55,7 +56,7 @@ def custom_generate(
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Generate for ``input_ids [batch, length]``; returns the prompts with their continuations.
 
-    Sequences of a batch are decoded one after the other and padded to the longest. Without
+    Sequences of a batch are decoded together and padded to the longest. Without
     ``seed`` one is drawn from PyTorch's generator, so ``torch.manual_seed`` governs sampling; row
     r of the batch samples with ``seed + r``.
 
@@ -66,7 +67,6 @@ def custom_generate(
     Raises:
         ConfigError: for what would change the output and is not supported, by its name.
         ContextError: a prompt is empty or too long. ModelError: the model's logits hold NaN.
-        BusyError: this thread has another text of the model open; other threads' are waited for.
     """
     streamer = _withheld("streamer") if streamer is None else streamer
     _refuse(input_ids, generation_config, logits_processor or [], synced_gpus, model_kwargs)
@@ -87,8 +87,8 @@ def custom_generate(
     alone = streamer if len(rows) == 1 else None
     with turn_of(model):
         speculator = speculator_for(model, drafter)
-        for row in rows:
-            _write(speculator, row, settings, seed + row.index, room, alone)
+        _write(speculator, [_request(speculator, row, settings, seed, room) for row in rows], alone)
+        _say_what_ended_early(speculator, rows, room)
     return _returned(rows, generation_config, streamer)
 
 
@@ -126,27 +126,27 @@ def _withheld(name: str) -> Any:
     return frame.f_locals.get(name, given.get(name))
 
 
-def _write(
-    speculator: Speculator,
-    row: Row,
-    settings: dict[str, float],
-    seed: int,
-    longest: int,
-    streamer: Any,
-) -> None:
-    """Write ``row`` to its end, at most ``longest`` tokens with its prompt; ``streamer`` gets each
-    as it comes."""
+def _request(
+    speculator: Speculator, row: Row, settings: dict[str, float], seed: int, longest: int
+) -> RowRequest:
+    """What the engine is asked for: the row, at most ``longest`` tokens with its prompt."""
     process = (row.process,) if row.processes else ()
-    params = SamplingParams(**settings, seed=seed % 2**64, processors=process)
-    room = max(1, longest - row.ids.numel())
-    rounds = decode(
-        speculator.target, speculator.drafter, speculator.budget_for(params), row.prompt, params,
-        room, GenerationStats(), copies=speculator.copies, until=row.ended,
-    )  # fmt: skip
-    for tokens in rounds:
-        for token in tokens if streamer is not None else ():
-            streamer.put(torch.tensor([token]))
-    if len(row.new) < room and not row.stopped:
+    seed = (seed + row.index) % 2**64
+    params = SamplingParams(**settings, seed=seed, processors=process)
+    return RowRequest(row, params, max(1, longest - row.ids.numel()), speculator.seats)
+
+
+def _write(speculator: Speculator, requests: list[RowRequest], streamer: Any) -> None:
+    """Write all rows to their ends; ``streamer`` gets each token as it comes."""
+    with ExitStack() as stack:
+        handles = [speculator.engine.add(request).until_closed(stack) for request in requests]
+        for tokens in chain.from_iterable(handles):
+            for token in tokens if streamer is not None else ():
+                streamer.put(torch.tensor([token]))
+
+
+def _say_what_ended_early(speculator: Speculator, rows: list[Row], longest: int) -> None:
+    if any(len(row.new) < longest - row.ids.numel() and not row.stopped for row in rows):
         _log.warning(
             "The model's context of %d tokens is full: the answer ends there.",
             speculator.target.context_length,

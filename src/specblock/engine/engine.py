@@ -1,0 +1,232 @@
+"""Many requests at once: who waits, who is being written, whose turn it is to compute.
+
+There is no thread of the engine's own. Whoever reads an answer that has no new piece yet computes
+the next step, for all requests; the others wait for it. So one request costs what it costs without
+an engine, and any number of threads may read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from threading import Lock, RLock
+from typing import Generic, Self, TypeVar
+
+from specblock.engine.own import Own
+from specblock.engine.sequence import Sequence, check_prompt
+from specblock.engine.step import step
+from specblock.engine.turns import turn_of
+from specblock.errors import SpecBlockError
+from specblock.target.model import Target
+
+__all__ = ["Engine", "Handle", "Request"]
+
+T = TypeVar("T")
+
+
+class Request(ABC, Generic[T]):
+    """What the engine is asked for, and what it has answered so far.
+
+    Args:
+        prompt: token ids.
+        room: most new tokens.
+    """
+
+    def __init__(self, prompt: list[int], room: int):
+        self.prompt, self.room = prompt, room
+        self.positions = len(prompt) + room  # of the target's cache that it may need
+        self.sequence: Sequence | None = None
+        self.pieces: deque[T] = deque()
+        self.error: Exception | None = None
+        self.ended = False
+
+    @abstractmethod
+    def begin(self, target: Target) -> Sequence:
+        """The sequence; asked for when the request is let in."""
+
+    @abstractmethod
+    def push(self, tokens: list[int]) -> tuple[T, bool]:
+        """A piece of a round's new tokens, and whether it is the last."""
+
+    @abstractmethod
+    def end(self, complete: bool) -> T | None:
+        """The text is over, at its end or before; called once. May return a last piece."""
+
+
+class Handle(Generic[T]):
+    """A request's pieces, as they come; an iterator, for threads and for asyncio.
+
+    Made by :meth:`Engine.add`.
+    """
+
+    def __init__(self, engine: Engine, request: Request[T]):
+        self._engine, self._request = engine, request
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        while True:
+            with self._engine.lock:
+                if self._request.pieces:
+                    return self._request.pieces.popleft()
+                if self._request.error is not None:
+                    error, self._request.error = self._request.error, None
+                    raise error
+                if self._request.ended:
+                    raise StopIteration
+            self._engine.advance(self._request)
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        nothing = object()
+        while (piece := await asyncio.to_thread(next, self, nothing)) is not nothing:
+            yield piece
+
+    def cancel(self) -> None:
+        """Nothing more is wanted; what the request held is given back."""
+        self._engine.cancel(self._request)
+
+    def until_closed(self, stack: ExitStack) -> Self:
+        """The handle itself, cancelled when ``stack`` is closed."""
+        stack.callback(self.cancel)
+        return self
+
+
+class Engine:
+    """Writes many texts with one target.
+
+    Args:
+        target: what writes them.
+        most_running: texts that are written at the same time; others wait.
+        most_positions: of all their caches together; None sets no limit.
+    """
+
+    def __init__(self, target: Target, most_running: int = 16, most_positions: int | None = None):
+        self.target = target
+        self.most_running, self.most_positions = most_running, most_positions
+        self.lock = RLock()  # of what follows; held for moments
+        self._left: deque[Request] = deque()  # dropped, and not dismissed yet
+        self._stepping = Lock()  # held by the thread that computes
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+
+    def add(self, request: Request[T]) -> Handle[T]:
+        """Take a request; it enters when there is room, first come first served.
+
+        Raises:
+            ContextError: the prompt is empty or leaves no room for a token.
+            SpecBlockError: it needs more room than there will ever be.
+        """
+        check_prompt(request.prompt, self.target)
+        if self.most_positions is not None and request.positions > self.most_positions:
+            raise SpecBlockError(
+                f"The request needs {request.positions} positions and the engine has "
+                f"{self.most_positions}: ask for fewer new tokens, or allow more memory."
+            )
+        with self.lock:
+            self._waiting.append(request)
+        return Handle(self, request)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or is being written."""
+        with self.lock:
+            return bool(self._waiting or self._running)
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request, at the latest after the step that is being computed; an ended one stays
+        as it is. Never waits: the garbage collector may call it in the middle of anything."""
+        self._left.append(request)
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Give back what dropped requests held; left to the thread that computes, if one does."""
+        while self._left and self._stepping.acquire(blocking=False):
+            try:
+                while self._left:
+                    self._drop(self._left.popleft())
+            finally:
+                self._stepping.release()
+
+    def _drop(self, request: Request) -> None:
+        with self.lock:
+            request.pieces.clear()
+            if request in self._waiting:
+                self._waiting.remove(request)
+                request.ended = True
+        if not request.ended:
+            self._end(request, complete=False)
+
+    def advance(self, request: Request) -> None:
+        """Compute a step, unless another thread just did one that brought this request further."""
+        with self._stepping:
+            with self.lock:
+                served = request.pieces or request.ended or request.error
+            if not served:
+                self.step()
+        self._dismiss()
+
+    def step(self) -> None:
+        """One round of every text; called by one thread at a time."""
+        with turn_of(self.target.model):
+            self._admit()
+            running = list(self._running)
+            if not running:
+                return
+            try:
+                found = step(self.target, [request.sequence for request in running])
+            except BaseException as error:
+                # the forward was cut off: no text's cache is to be trusted
+                for request in running:
+                    self._end(request, complete=False, error=_of_others(error))
+                raise
+            for request, tokens in zip(running, found, strict=True):
+                self._hand_out(request, tokens)
+
+    def _admit(self) -> None:
+        while True:
+            with self.lock:
+                used = sum(request.positions for request in self._running)
+                fits = self._waiting and len(self._running) < self.most_running
+                if fits and self.most_positions is not None:
+                    fits = used + self._waiting[0].positions <= self.most_positions
+                if not fits:
+                    return
+                request = self._waiting.popleft()
+            with Own() as own:
+                request.sequence = request.begin(self.target)
+            with self.lock:
+                if own.error is None:
+                    self._running.append(request)
+                else:
+                    request.error, request.ended = own.error, True
+
+    def _hand_out(self, request: Request, tokens: list[int]) -> None:
+        done = request.sequence.finished
+        if tokens:
+            piece, last = request.push(tokens)
+            done = done or last
+            with self.lock:
+                request.pieces.append(piece)
+        if done:
+            error = request.sequence.error
+            self._end(request, complete=error is None, error=error)
+
+    def _end(self, request: Request, *, complete: bool, error: BaseException | None = None) -> None:
+        request.sequence.close()
+        last = request.end(complete)
+        with self.lock:
+            self._running.remove(request)
+            if last is not None:
+                request.pieces.append(last)
+            request.error, request.ended = error, True
+
+
+def _of_others(error: BaseException) -> Exception:
+    """What the other requests are told of an error that stopped a step."""
+    if isinstance(error, Exception):
+        return error
+    return SpecBlockError("The step was interrupted (Ctrl-C in another thread): ask again.")

@@ -1,0 +1,28 @@
+"""What texts draft with, lent to one text at a time."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+from specblock.engine.sequence import Seat
+
+__all__ = ["Seats"]
+
+
+class Seats:
+    """As many seats as are needed at a time: ``first`` and others like it."""
+
+    def __init__(self, first: Seat):
+        self._first = first
+        self._free, self._lock = [first], Lock()
+
+    def take(self) -> Seat:
+        """A seat for a text."""
+        with self._lock:
+            return self._free.pop() if self._free else self._first.another()
+
+    def give_back(self, seat: Seat) -> None:
+        """The text has ended."""
+        with self._lock:
+            # the first is lent first: who looks at it sees every text that comes alone
+            self._free.insert(len(self._free) if seat is self._first else 0, seat)

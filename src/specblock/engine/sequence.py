@@ -1,0 +1,222 @@
+"""One text being written: everything that is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specblock.drafters.base import Budget, Drafter
+from specblock.drafters.lookup.copies import TextCopies
+from specblock.engine.drafting import draft, report, start
+from specblock.engine.statistics import GenerationStats
+from specblock.errors import ContextError, ModelError
+from specblock.target.model import Target
+from specblock.target.pieces import Piece, TargetOutput
+from specblock.target.text import Text
+from specblock.tree.accept import Acceptance, accept
+from specblock.tree.draft_tree import DraftTree
+from specblock.tree.sampling import NoPossibleTokenError, SamplingParams, draw
+
+__all__ = ["RoundObserver", "Seat", "Sequence", "check_prompt"]
+
+
+class RoundObserver(Protocol):
+    """Looks on while a text is generated."""
+
+    def prefilled(self, features: Tensor, tokens: Tensor) -> None:
+        """The prompt's pairs, as the drafter is shown them."""
+
+    def verified(
+        self, tree: DraftTree, logits: Tensor, features: Tensor, accepted: Acceptance
+    ) -> None:
+        """A round: the target's raw logits of every node and the features of the accepted path."""
+
+
+@dataclass(eq=False)
+class Seat:
+    """What a text drafts with; nobody else uses it meanwhile. ``drafter`` None decodes plainly.
+
+    ``sampling_budget`` is for sampled texts, ``budget`` for greedy ones.
+    """
+
+    drafter: Drafter | None
+    budget: Budget | None
+    sampling_budget: Budget | None
+    copies: TextCopies | None = None
+
+    def another(self) -> Seat:
+        """One for another text, which shares the network and what the budgets learn."""
+        parts = (self.drafter, self.budget, self.sampling_budget, self.copies)
+        return Seat(*(None if part is None else part.another() for part in parts))
+
+
+class Sequence:
+    """A text between its prompt and its end; its target's and its drafter's state.
+
+    Args:
+        target: shared with others.
+        seat: what it drafts with.
+        prompt: token ids.
+        until: told of every new token, once and in order; the one for which it holds is the last.
+        stats: filled in.
+        observer: shown what the target verified.
+
+    Attributes:
+        context: prompt and new tokens.
+        finished: nothing more will come.
+        nodes: draft nodes of the last round.
+        error: what its own logits processors or its logits raised; then it is finished, too.
+
+    Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        seat: Seat,
+        prompt: list[int],
+        params: SamplingParams,
+        max_new_tokens: int,
+        stats: GenerationStats,
+        observer: RoundObserver | None = None,
+        until: Callable[[int], bool] | None = None,
+    ):
+        check_prompt(prompt, target)
+        self.target, self.seat, self.params = target, seat, params
+        self.budget = seat.budget if params.greedy else seat.sampling_budget
+        self.stats, self.observer, self._until = stats, observer, until
+        self.context, self.prompt_length = list(prompt), len(prompt)
+        self._room = target.positions.room_after(len(prompt), max_new_tokens)
+        self.finished, self._asked, self.nodes = False, False, 0
+        self.error: Exception | None = None
+        self._shown: list[Tensor] = []  # features of the prompt's positions read so far
+        self._prompt = torch.tensor(prompt, device=target.device)
+        nodes = seat.drafter.max_nodes if seat.drafter else 0
+        self.capacity = len(prompt) + self._room + nodes + 1
+        self.text: Text | None = target.open(self.capacity)
+        stats.prompt_tokens = len(prompt)
+
+    @property
+    def entering(self) -> bool:
+        """Whether the target has not read all of the prompt yet."""
+        return len(self.context) == self.prompt_length
+
+    def close(self) -> None:
+        """Give back what the target keeps of the text; a second time does no harm."""
+        self.finished = True
+        if self.text is not None:
+            self.target.release(self.text)
+            self.text = None
+
+    # -- the prompt -----------------------------------------------------------------------------
+
+    def next_piece(self, most: int) -> Piece:
+        """The next part of the prompt, of at most ``most`` tokens."""
+        start = self.text.length
+        return self.target.prompt_piece(self.text, self._prompt[start : start + most], self._prompt)
+
+    def read(self, piece: Piece, output: TargetOutput) -> list[int]:
+        """A part of the prompt was read; the first token if that was the last part."""
+        self.text.cache.advance(len(piece))
+        self._shown.append(output.features)
+        if self.text.length < self.prompt_length:
+            return []
+        features = torch.cat(self._shown)
+        root = self._drawn(
+            lambda: draw(
+                output.logits[-1], self.params, self.context, self.prompt_length, self.prompt_length
+            )
+        )
+        self.context.append(root)
+        self.stats.new_tokens = 1
+        if self.seat.drafter is not None:
+            self._start(features)
+        self._is_end(root)
+        self._shown = []
+        return [root]
+
+    def _start(self, features: Tensor) -> None:
+        drafter, following = self.seat.drafter, torch.tensor(self.context[1:])
+        pairs = features, following.to(self.target.device)
+        drafter.reset(self.capacity)
+        drafter.prefill(*pairs)
+        if self.observer is not None:
+            self.observer.prefilled(*pairs)
+        start(drafter, self.budget, self.seat.copies, self.context, self._room, features)
+
+    # -- a round --------------------------------------------------------------------------------
+
+    def draft(self) -> DraftTree:
+        """What to verify after the newest token."""
+        seat, root = self.seat, self.context[-1]
+        tree, self._asked = draft(seat.drafter, self.budget, seat.copies, root, self.target.device)
+        tree = tree.up_to(self.target.positions.depth_left(self.text.length))
+        self.nodes = tree.num_draft
+        return tree
+
+    def take(self, tree: DraftTree, output: TargetOutput) -> list[int]:
+        """The target has verified ``tree``: walk down it, keep the path, tell the drafter."""
+        accepted = self._drawn(
+            lambda: accept(
+                tree, output.logits, self.params, self.context, self.prompt_length,
+                len(self.context), self._is_end,
+            )
+        )  # fmt: skip
+        path = torch.tensor(accepted.path, device=self.target.device)
+        self.target.commit(path, self.text)
+        self.context += accepted.tokens
+        if self.seat.drafter is not None:
+            self._tell(tree, output, accepted, path)
+        self.stats.record(len(accepted.tokens), tree.num_draft)
+        self.stats.new_tokens += len(accepted.tokens)
+        return accepted.tokens
+
+    def _tell(
+        self, tree: DraftTree, output: TargetOutput, accepted: Acceptance, path: Tensor
+    ) -> None:
+        seat, shown = self.seat, output.features[path]
+        seat.drafter.observe(shown, torch.tensor(accepted.tokens, device=self.target.device))
+        if self.observer is not None:
+            self.observer.verified(tree, output.logits, shown, accepted)
+        report(self.budget, seat.copies, tree, self._asked, accepted.tokens, accepted.trials, shown)
+
+    def clocked(self, draft: float, verify: float, whole: float, *, alone: bool) -> None:
+        """Seconds of the round, which others took part in unless ``alone``."""
+        self.stats.draft_seconds += draft
+        self.stats.verify_seconds += verify
+        self.stats.seconds += whole
+        if alone and self.seat.drafter is not None:
+            self.budget.clocked(whole)
+
+    def waited(self, seconds: float) -> None:
+        """Seconds of a step in which a part of the prompt was read."""
+        self.stats.prefill_seconds += seconds
+        self.stats.seconds += seconds
+
+    def _is_end(self, token: int) -> bool:
+        self._room -= 1
+        asked = self._until is not None and self._until(token)
+        self.finished = asked or self._room <= 0
+        return self.finished
+
+    @staticmethod
+    def _drawn(draw_tokens: Callable):
+        try:
+            return draw_tokens()
+        except NoPossibleTokenError as error:
+            raise ModelError(str(error)) from None
+
+
+def check_prompt(prompt: list[int], target: Target) -> None:
+    """Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token."""
+    if not prompt:
+        raise ContextError("The prompt is empty; give at least one token.")
+    if len(prompt) >= target.context_length:
+        raise ContextError(
+            f"The prompt has {len(prompt)} tokens and the model's context holds "
+            f"{target.context_length}: nothing can follow; shorten the prompt."
+        )

@@ -1,0 +1,70 @@
+"""A step of all texts that are being written: draft, verify in one forward, accept.
+
+A round of the paper, for many texts at once. Texts whose prompts are not read yet take part with
+the next piece of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from typing import Any
+
+from torch.profiler import record_function
+
+from specblock.engine.own import Own
+from specblock.engine.sequence import Sequence
+from specblock.target.model import Target
+
+__all__ = ["PARTS", "step"]
+
+PARTS = ("draft", "verify", "commit")  # of a step, as profiles name them
+PIECE = 128  # tokens of a prompt that enter in one step beside texts that are being written
+
+
+def step(target: Target, texts: Many[Sequence]) -> list[list[int]]:
+    """Advance every text by one round; the new tokens of each, none while its prompt is read."""
+    begun = time.perf_counter()
+    decoding = [text for text in texts if not text.entering]
+    entering = [text for text in texts if text.entering]
+    with record_function(PARTS[0]):
+        pieces = [text.next_piece(PIECE if decoding else target.prefill_chunk) for text in entering]
+        share_budget(decoding, sum(map(len, pieces)))
+        trees = [text.draft() for text in decoding]
+    drafted = time.perf_counter()
+    with record_function(PARTS[1]):
+        outputs = target.verify_all([text.text for text in decoding], trees, pieces)
+    verified = time.perf_counter()
+    with record_function(PARTS[2]):
+        turns = zip(decoding, trees, outputs, strict=False)
+        new = {text: _own(text, text.take, tree, output) for text, tree, output in turns}
+        turns = zip(entering, pieces, outputs[len(decoding) :], strict=True)
+        new |= {text: _own(text, text.read, piece, output) for text, piece, output in turns}
+    ended = time.perf_counter()
+    for text in decoding:
+        text.clocked(drafted - begun, verified - drafted, ended - begun, alone=len(texts) == 1)
+    for text in entering:
+        text.waited(ended - begun)
+    return [new[text] for text in texts]
+
+
+def _own(text: Sequence, work: Callable[..., list[int]], *arguments: Any) -> list[int]:
+    """A text's own work; what its logits processors raise ends this text alone."""
+    new: list[int] = []
+    with Own() as own:
+        new = work(*arguments)
+    if own.error is not None:
+        text.error, text.finished = own.error, True
+    return new
+
+
+def share_budget(decoding: Many[Sequence], others: int) -> None:
+    """Tell every text's budget what else will be in the forward, as far as the last step tells.
+
+    ``others``: rows of prompts.
+    """
+    nodes = sum(text.nodes for text in decoding)
+    for text in decoding:
+        if text.budget is not None:
+            text.budget.in_company(len(decoding), nodes - text.nodes + others)
