@@ -191,7 +191,7 @@ def test_collecting_runs_neither_model_again(monkeypatch):
     calls = {True: [], False: []}
     for adapting in calls:
         speculator = make_speculator(config(min_requests=1000) if adapting else None)
-        for part, name in ((speculator.target, "_forward"), (speculator.drafter.model, "run")):
+        for part, name in ((speculator.target, "run"), (speculator.drafter.model, "run")):
             real = getattr(part, name)
 
             def counted(*args, real=real, name=name, adapting=adapting, **more):

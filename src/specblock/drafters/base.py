@@ -41,8 +41,8 @@ class Budget(Protocol):
     def another(self) -> Budget:
         """The budget of another text, which learns with this one."""
 
-    def in_company(self, texts: int, nodes: int) -> None:
-        """Before a round: so many texts decode together, the others with so many draft nodes."""
+    def in_company(self, texts: int) -> None:
+        """Before a round: so many texts take part in the step."""
 
     def drawn(self, tokens: list[int]) -> None:
         """After any round: what the target drew."""
@@ -75,7 +75,7 @@ class FixedBudget:
         """It knows nothing of texts, so it serves all."""
         return self
 
-    def in_company(self, texts: int, nodes: int) -> None:
+    def in_company(self, texts: int) -> None:
         """A fixed budget is the same in company."""
 
     def begin(self, pairs: int = 1) -> None:

@@ -68,7 +68,6 @@ class Sequence:
     Attributes:
         context: prompt and new tokens.
         finished: nothing more will come.
-        nodes: draft nodes of the last round.
         error: what its own logits processors or its logits raised; then it is finished, too.
 
     Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token.
@@ -91,7 +90,7 @@ class Sequence:
         self.stats, self.observer, self._until = stats, observer, until
         self.context, self.prompt_length = list(prompt), len(prompt)
         self._room = target.positions.room_after(len(prompt), max_new_tokens)
-        self.finished, self._asked, self.nodes = False, False, 0
+        self.finished, self._asked = False, False
         self.error: Exception | None = None
         self._shown: list[Tensor] = []  # features of the prompt's positions read so far
         self._prompt = torch.tensor(prompt, device=target.device)
@@ -150,13 +149,16 @@ class Sequence:
 
     # -- a round --------------------------------------------------------------------------------
 
+    def is_one_of(self, texts: int) -> None:
+        """So many take part in the coming step."""
+        if self.budget is not None:
+            self.budget.in_company(texts)
+
     def draft(self) -> DraftTree:
         """What to verify after the newest token."""
         seat, root = self.seat, self.context[-1]
         tree, self._asked = draft(seat.drafter, self.budget, seat.copies, root, self.target.device)
-        tree = tree.up_to(self.target.positions.depth_left(self.text.length))
-        self.nodes = tree.num_draft
-        return tree
+        return tree.up_to(self.target.positions.depth_left(self.text.length))
 
     def take(self, tree: DraftTree, output: TargetOutput) -> list[int]:
         """The target has verified ``tree``: walk down it, keep the path, tell the drafter."""

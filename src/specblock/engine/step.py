@@ -30,7 +30,8 @@ def step(target: Target, texts: Many[Sequence]) -> list[list[int]]:
     entering = [text for text in texts if text.entering]
     with record_function(PARTS[0]):
         pieces = [text.next_piece(PIECE if decoding else target.prefill_chunk) for text in entering]
-        share_budget(decoding, sum(map(len, pieces)))
+        for text in decoding:
+            text.is_one_of(len(texts))
         trees = [text.draft() for text in decoding]
     drafted = time.perf_counter()
     with record_function(PARTS[1]):
@@ -57,14 +58,3 @@ def _own(text: Sequence, work: Callable[..., list[int]], *arguments: Any) -> lis
     if own.error is not None:
         text.error, text.finished = own.error, True
     return new
-
-
-def share_budget(decoding: Many[Sequence], others: int) -> None:
-    """Tell every text's budget what else will be in the forward, as far as the last step tells.
-
-    ``others``: rows of prompts.
-    """
-    nodes = sum(text.nodes for text in decoding)
-    for text in decoding:
-        if text.budget is not None:
-            text.budget.in_company(len(decoding), nodes - text.nodes + others)

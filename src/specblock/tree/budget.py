@@ -70,7 +70,7 @@ class BudgetController:
     def _set_up(self) -> None:
         """Nothing yet of a text."""
         self.account, self._pending = Account(), 1
-        self._booked, self._company = (False, 0.0), None
+        self._booked, self._alone = (False, 0.0), True
         self._start(None)
 
     def another(self) -> Self:
@@ -79,22 +79,21 @@ class BudgetController:
         other._set_up()
         return other
 
-    def in_company(self, texts: int, nodes: int) -> None:
-        """Before a round: so many texts decode together, the others with so many draft nodes.
+    def in_company(self, texts: int) -> None:
+        """Before a round: so many texts take part in the step.
 
-        From here on a round costs this text its share: see :meth:`CostTable.in_company`.
+        Only a text that is alone drafts. Beside others a plain step costs each little, and drafting
+        text by text costs as much as ever: it lost up to a fifth (docs/experiments.md, 41).
         """
-        alone = texts == 1 and nodes == 0
-        self._company = None if alone else self._learned.costs.in_company(texts, nodes)
+        self._alone = texts == 1
 
     @property
     def costs(self) -> CostTable:
-        """What a round costs this text now."""
-        return self._company or self._learned.costs
+        return self._learned.costs
 
     @costs.setter
     def costs(self, costs: CostTable) -> None:
-        self._learned.costs, self._company = costs, None
+        self._learned.costs = costs
 
     @property
     def model(self) -> SurvivalModel:
@@ -127,7 +126,7 @@ class BudgetController:
 
     def affords(self) -> bool:
         """Whether the account covers a round at all; if not, no draft is worth looking for."""
-        return self._affordable(0.0) >= 1 and not self.drag.wants_plain
+        return self._alone and self._affordable(0.0) >= 1 and not self.drag.wants_plain
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
         """Whether this round asks the network. Starts a round.
@@ -136,7 +135,7 @@ class BudgetController:
             copied: what the text so far suggests, for nothing.
         """
         self._start(copied)
-        if self.drag.wants_plain:
+        if not self._alone or self.drag.wants_plain:
             return False
         return self._affordable(self._drafting()) >= 1 and self._worth_asking()
 
@@ -226,7 +225,7 @@ class BudgetController:
     def clocked(self, seconds: float) -> None:
         """What the round that was reported last took by the clock."""
         drafted, by_table = self._booked
-        if self._learned.heed_clock and self._company is None:
+        if self._learned.heed_clock and self._alone:
             self.drag.add(drafted, seconds, by_table)
 
     def _book(self, tokens: int, seconds: float, tried: bool) -> None:

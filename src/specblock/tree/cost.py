@@ -17,14 +17,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-_OWN_NODES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of a table in company
 _TABLES = ("target", "draft_first", "draft_next")
 
 
@@ -103,28 +102,6 @@ class CostTable:
         """How many draft nodes can be verified in so many seconds."""
         rows = self._curves["target"].first(most + 2)[2:]  # the root is a row too
         return int(torch.searchsorted(rows, seconds, right=True))
-
-    def in_company(self, texts: int, nodes: int) -> CostTable:
-        """What a round costs one of ``texts`` that decode together, where the others verify
-        ``nodes`` draft nodes in all.
-
-        A plain step of all is shared equally, T(texts) / texts; a draft node costs what it adds
-        to the forward. Drafting costs what it costs alone.
-        """
-        known = self._companies
-        if (texts, nodes) not in known:
-            share = self.target_seconds(texts) / texts
-            others = self.target_seconds(texts + nodes)
-            own = {
-                1 + count: share + max(0.0, self.target_seconds(texts + nodes + count) - others)
-                for count in _OWN_NODES
-            }
-            known[texts, nodes] = replace(self, target=own)
-        return known[texts, nodes]
-
-    @cached_property
-    def _companies(self) -> dict[tuple[int, int], CostTable]:
-        return {}
 
     @property
     def plain_rate(self) -> float:

@@ -7,6 +7,8 @@ size of the cache, before the clock starts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -15,6 +17,7 @@ from specblock.errors import ConfigError
 from specblock.kernels.route_table import RouteTable
 from specblock.target.masks import additive
 from specblock.target.model import Target, TargetOutput
+from specblock.target.pieces import Piece
 from specblock.target.text import Text
 from specblock.tree.draft_tree import DraftTree
 
@@ -73,6 +76,10 @@ class FixedCache(Cache):
         self.capacity, self.length = capacity, 0
         self.places = torch.zeros(1, dtype=torch.int64, device=device)
         super().__init__(layers=[_FixedLayer(self) for _ in range(layers)])
+
+    def advance(self, count: int) -> None:
+        """Commit so many positions."""
+        self.length += count
 
 
 class CompiledTarget(Target):
@@ -171,8 +178,24 @@ class CompiledTarget(Target):
             logits = self._step(tree.tokens[None], mask, places[None])[0].clone()
         return TargetOutput(logits, logits.new_zeros(1, 0))
 
+    def open(self, capacity: int) -> Text:
+        """The one text that there is."""
+        self.reset(capacity)
+        return self.text
+
+    def verify_all(
+        self, texts: Sequence[Text], trees: Sequence[DraftTree], prompts: Sequence[Piece] = ()
+    ) -> list[TargetOutput]:
+        """One text's root, or its prompt, whose rows the caller commits."""
+        outputs = [self.verify(tree) for tree in trees]
+        for piece in prompts:
+            read = self.prefill(piece.ids)
+            self.cache.length -= len(piece)
+            outputs.append(TargetOutput(read.logits[None], read.features))
+        return outputs
+
     @torch.inference_mode()
-    def commit(self, path: Tensor) -> None:
+    def commit(self, path: Tensor, text: Text | None = None) -> None:
         """Keep the root."""
         self.cache.length += path.numel()
 
