@@ -83,7 +83,7 @@ class BudgetController:
         """Before a round: so many texts take part in the step.
 
         Only a text that is alone drafts. Beside others a plain step costs each little, and drafting
-        text by text costs as much as ever: it lost up to a fifth (docs/experiments.md, 41).
+        text by text costs as much as ever: it lost up to a fifth (docs/experiments.md, 40).
         """
         self._alone = texts == 1
 
