@@ -1,6 +1,8 @@
 # make demo   decode a few prompts plainly and with SpecBlock, side by side
 # make test   run the tests
+# make test-all   with the slow ones
 # make test-portable  the core tests as a processor without optional kernels runs them
+#             (one model of each family is enough of them: those are in make test)
 # make test-newest    the core tests with the newest releases that pyproject.toml allows
 # make test-oldest    the core tests with the oldest
 # make lint   check style
@@ -22,9 +24,9 @@ CORE := tests/kernels tests/target tests/tree tests/engine tests/cli tests/train
 
 # Two workers of one thread: two threads beside a busy process wait for each other most of the time.
 PYTEST := -m pytest -n 2 --dist loadfile
-test test-portable test-fast test-newest test-oldest: export OMP_NUM_THREADS := 1
+test test-portable test-all test-newest test-oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-portable test-fast test-newest test-oldest lint format install clean
+.PHONY: demo test test-portable test-all test-newest test-oldest lint format install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -36,10 +38,11 @@ test: $(VENV)/.installed
 	$(BIN)/python $(PYTEST)
 
 test-portable: $(VENV)/.installed
-	$(BIN)/python $(PYTEST) --portable -m "not slow" tests/kernels tests/target tests/drafters tests/engine
+	$(BIN)/python $(PYTEST) --portable --deselect tests/engine/test_families.py \
+		tests/kernels tests/target tests/drafters tests/engine
 
-test-fast: $(VENV)/.installed
-	$(BIN)/python $(PYTEST) -m "not slow"
+test-all: $(VENV)/.installed
+	$(BIN)/python $(PYTEST) --slow
 
 test-newest test-oldest: test-%: .venv-%/.installed
 	.venv-$*/bin/python $(PYTEST) $(CORE)

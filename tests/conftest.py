@@ -1,4 +1,5 @@
-"""``--portable``: the suite as a processor sees it that runs none of the optional kernels."""
+"""``--portable``: the suite as a processor sees it that runs none of the optional kernels.
+``--slow``: with the tests that are marked slow."""
 
 from importlib.metadata import version
 
@@ -25,9 +26,18 @@ def lacking(name):
 
 
 def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
     parser.addoption(
         "--portable", action="store_true", help="let every optional kernel of PyTorch raise"
     )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: make test-all runs it"))
 
 
 def pytest_configure(config):

@@ -67,7 +67,9 @@ def test_output_is_the_targets_while_weights_are_swapped_every_round(name, param
     assert_same(target, ours, plain, tokens, params)
 
 
-@pytest.mark.parametrize("where", ["between-requests", "thread", "process"])
+@pytest.mark.parametrize(
+    "where", ["between-requests", "thread", pytest.param("process", marks=pytest.mark.slow)]
+)
 def test_output_is_the_same_with_adaptation(where):
     plain = serve(make_speculator(), 7)
     # duty 1: the thread never rests

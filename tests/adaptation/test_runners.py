@@ -16,7 +16,11 @@ from specblock.adaptation.learning.arms import CORRECTION, FULL, HEADS
 from specblock.adaptation.learning.learner import BETTER, FAILED, REVERTED, Learner
 from specblock.adaptation.learning.runners import make_runner
 
-PLACES = ("between-requests", "thread", "process")
+PLACES = (
+    "between-requests",
+    "thread",
+    pytest.param("process", marks=pytest.mark.slow),  # a process imports everything anew
+)
 
 
 @pytest.fixture

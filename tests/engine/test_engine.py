@@ -1,6 +1,7 @@
 """Many texts at once: every one is what it is alone, whoever comes and goes."""
 
 import asyncio
+import functools
 import gc
 import random
 import threading
@@ -85,14 +86,25 @@ def mixed(speculator, prompt, number, **more):
     return speculator.stream(prompt, **{**LENGTH, **own, **more})
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@functools.cache
+def busy_speculator():
+    """One for all examples: what one left behind would show in the next."""
+    return make("gemma3", "network")
+
+
+@functools.cache
+def mixed_alone(seed, number):
+    return tokens_of(mixed(make("gemma3", "network"), prompts(6, seed)[number], number))
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
-    order=st.lists(st.tuples(st.integers(0, 5), st.sampled_from("nnnnc")), max_size=60),
-    seed=st.integers(0, 5),
+    order=st.lists(st.tuples(st.integers(0, 5), st.sampled_from("nnnnc")), max_size=40),
+    seed=st.integers(0, 1),
 )
 def test_arrivals_and_departures_change_nobodys_answer(order, seed):
     """Texts are begun, read and left in any order, with samplers of all kinds."""
-    speculator, asked = make("gemma3", "network"), prompts(6, seed)
+    speculator, asked = busy_speculator(), prompts(6, seed)
     texts = [mixed(speculator, prompt, number) for number, prompt in enumerate(asked)]
     found: list[list[int]] = [[] for _ in asked]
     left = set()
@@ -105,7 +117,7 @@ def test_arrivals_and_departures_change_nobodys_answer(order, seed):
             if len(found[number]) >= LENGTH["max_new_tokens"]:
                 left.add(number)
     for number, text in enumerate(texts):
-        expected = tokens_of(mixed(make("gemma3", "network"), asked[number], number))
+        expected = mixed_alone(seed, number)
         if number not in left:
             found[number] += tokens_of(text)
             assert found[number] == expected
@@ -217,10 +229,10 @@ def tensors():
     return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
 
 
-def test_a_thousand_requests_leave_nothing_behind():
-    speculator, asked = make(kind="network"), prompts(10)
-    for number in range(100):
-        texts = [speculator.stream(p, max_new_tokens=3, ignore_eos=True) for p in asked]
+def test_hundreds_of_requests_leave_nothing_behind():
+    speculator, asked = make(kind="network", num_hidden_layers=5), prompts(10, longest=4)
+    for number in range(40):
+        texts = [speculator.stream(p, max_new_tokens=2, ignore_eos=True) for p in asked]
         for text in texts[number % 3 :]:
             next(text)
         for text in texts:
