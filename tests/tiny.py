@@ -119,9 +119,11 @@ class OracleDrafter:
         assert len(features) == len(tokens)
         self.pairs.append((features, tokens))
 
-    def propose(self, root_token, budget, copied=None):
+    def drafting(self, root_token, budget, copied=None):
+        from specblock.drafters.proposal import Proposal
         from specblock.tree.draft_tree import DraftTree
 
+        yield from ()
         known = sum(len(tokens) for _, tokens in self.pairs) + 1 - self.prompt_length
         rest = self.continuation[known:]
         tokens, parents, depths = [root_token], [-1], [0]
@@ -142,7 +144,7 @@ class OracleDrafter:
         count = len(tokens)
         scores = -torch.tensor(depths, dtype=torch.float32)
         log_probs = torch.where(torch.arange(count) > 0, -1.0, 0.0)
-        return DraftTree(
+        tree = DraftTree(
             torch.tensor(tokens),
             torch.tensor(parents),
             torch.tensor(depths),
@@ -150,6 +152,7 @@ class OracleDrafter:
             log_probs,
             torch.zeros(count, dtype=torch.int64),
         )
+        return Proposal.of_tree(tree, budget.model)
 
     def _draw(self, bound: int) -> int:
         return int(torch.randint(0, bound, (), generator=self._random))

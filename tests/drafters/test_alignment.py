@@ -8,6 +8,7 @@ from specblock.drafters.base import FixedBudget
 from specblock.drafters.specblock.config import SpecBlockConfig
 from specblock.drafters.specblock.drafter import SpecBlockDrafter
 from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.together import alone
 from specblock.training.objectives.specblock_forward import run_block, run_trunk
 from specblock.tree.growth import branching_factors, extend, first_pool, starters
 
@@ -73,7 +74,7 @@ def test_block_1_equals_the_training_forward_at_every_position(model, steps):
     for count in steps:
         drafter.observe(features[end : end + count], tokens[end : end + count])
         end += count
-        cached = drafter.first_block().hidden[0]
+        cached = alone(drafter.first_block()).hidden[0]
         _, block = train_block(model, features, tokens, end - 1)
         torch.testing.assert_close(cached, block.hidden[0, 0], atol=2e-4, rtol=2e-4)
 
@@ -91,17 +92,17 @@ def test_later_blocks_equal_the_training_forward(model):
     drafter = SpecBlockDrafter(model, blocks=3, max_leaves=9)
     drafter.reset(LENGTH)
     drafter.observe(features[:9], tokens[:9])
-    drafter.first_block()
+    alone(drafter.first_block())
     drafter.observe(features[9:12], tokens[9:12])
-    first = drafter.first_block()
+    first = alone(drafter.first_block())
     factors = branching_factors(first.candidates, drafter.policy, first_block=True)
     pool = first_pool(first.candidates, drafter.policy, factors)
     leaves, valid = starters(pool, factors, 9)
-    second = drafter.next_blocks(pool, leaves, [first])
+    second = alone(drafter.next_blocks(pool, leaves, [first]))
     slots_1 = pool.slots[leaves]
     pool = extend(pool, leaves, valid, second.candidates, drafter.policy)
     newest = pool.newest + torch.arange(0, len(pool) - pool.newest, 29)[:9]
-    third = drafter.next_blocks(pool, newest, [first, second])
+    third = alone(drafter.next_blocks(pool, newest, [first, second]))
 
     at = torch.tensor([[11]])
     trunk, block_1 = train_block(model, features, tokens, 11)
@@ -144,7 +145,10 @@ def test_drafting_leaves_no_trace_in_the_cache(model):
     for drafter in (drafted, undisturbed):
         drafter.observe(features[10:13], tokens[10:13])
     torch.testing.assert_close(
-        drafted.first_block().hidden, undisturbed.first_block().hidden, atol=2e-4, rtol=2e-4
+        alone(drafted.first_block()).hidden,
+        alone(undisturbed.first_block()).hidden,
+        atol=2e-4,
+        rtol=2e-4,
     )
 
 

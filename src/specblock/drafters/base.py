@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from specblock.tree.budget import BudgetController, CopiesController
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.survival import SurvivalModel, Trials
+
+if TYPE_CHECKING:
+    from specblock.drafters.proposal import Proposal
+    from specblock.drafters.together import Drafting
 
 
 class Budget(Protocol):
@@ -19,6 +23,7 @@ class Budget(Protocol):
     """
 
     model: SurvivalModel
+    shares: bool  # whether nodes are chosen together with other texts', as measured budgets do
 
     def begin(self, pairs: int = 1) -> None:
         """Another text; the drafter's first forward has to read so many pairs of it."""
@@ -35,20 +40,21 @@ class Budget(Protocol):
     def update(self, log_probs: Tensor, classes: Tensor, trials: Trials) -> None:
         """After a round of the drafter: fields of the verified tree, trials of acceptance."""
 
-    def update_without(self, tokens: int = 1) -> None:
-        """After a round without the drafter, which yielded so many tokens."""
+    def update_without(self, tokens: int = 1, nodes: int = 0) -> None:
+        """After a round without the drafter, which verified ``nodes`` and yielded ``tokens``."""
 
     def another(self) -> Budget:
         """The budget of another text, which learns with this one."""
 
-    def in_company(self, texts: int) -> None:
-        """Before a round: so many texts take part in the step."""
+    def in_company(self, texts: int, rows: int) -> None:
+        """Before a step: so many texts are written in it, and its forward has so many rows without
+        any draft node."""
+
+    def asks(self, together: int) -> bool:
+        """Whether the drafter is asked, where so many texts of the step do."""
 
     def drawn(self, tokens: list[int]) -> None:
         """After any round: what the target drew."""
-
-    def clocked(self, seconds: float) -> None:
-        """After any round: what it took by the clock."""
 
     def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
         """How many of the leaves start a block; float [n], P(the walk ends there), falling."""
@@ -59,6 +65,8 @@ class Budget(Protocol):
 
 class FixedBudget:
     """Every leaf the policy allows, and the same number of nodes each round (the paper's rule)."""
+
+    shares = False
 
     def __init__(self, nodes: int = 60, leaves: int = 28):
         self.model = SurvivalModel.fresh()
@@ -75,8 +83,11 @@ class FixedBudget:
         """It knows nothing of texts, so it serves all."""
         return self
 
-    def in_company(self, texts: int) -> None:
+    def in_company(self, texts: int, rows: int) -> None:
         """A fixed budget is the same in company."""
+
+    def asks(self, together: int) -> bool:
+        return True
 
     def begin(self, pairs: int = 1) -> None:
         """Nothing is remembered from the text before."""
@@ -93,13 +104,10 @@ class FixedBudget:
     def update(self, log_probs: Tensor, classes: Tensor, trials: Trials) -> None:
         """A fixed budget learns nothing."""
 
-    def update_without(self, tokens: int = 1) -> None:
+    def update_without(self, tokens: int = 1, nodes: int = 0) -> None:
         """A fixed budget learns nothing."""
 
     def drawn(self, tokens: list[int]) -> None:
-        """A fixed budget learns nothing."""
-
-    def clocked(self, seconds: float) -> None:
         """A fixed budget learns nothing."""
 
 
@@ -123,12 +131,13 @@ class Drafter(Protocol):
     def prefill(self, features: Tensor, tokens: Tensor) -> None:
         """The prompt's pairs: ``features [S, F * H]``, ``tokens`` int64 [S]."""
 
-    def propose(
+    def drafting(
         self, root_token: int, budget: Budget, copied: DraftTree | None = None
-    ) -> DraftTree:
-        """A tree that continues ``root_token``, the newest token.
+    ) -> Drafting[Proposal]:
+        """A coroutine (:mod:`specblock.drafters.together`) whose result continues ``root_token``,
+        the newest token.
 
-        ``copied`` is what the text itself suggests; the budget chooses among all nodes.
+        ``copied`` is what the text itself suggests; its nodes are among the candidates.
         """
 
     def observe(self, features: Tensor, tokens: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget
-from specblock.drafters.choice import choose_tree
+from specblock.drafters.proposal import Proposal
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
     BlockCandidates,
@@ -64,15 +64,12 @@ class LevelTree:
         self._factors = factors
         self._reached = self._children_reached(log_probs, reached)
 
-    def choose(
-        self,
-        root_token: int,
-        budget: Budget,
-        max_nodes: int,
-        copied: DraftTree | None = None,
-    ) -> DraftTree:
-        """The most promising nodes, with the copies' (:func:`choose_tree`)."""
-        return choose_tree(self.pool, self.pool.depths > 1, root_token, budget, max_nodes, copied)
+    def proposal(
+        self, root_token: int, budget: Budget, most: int, copied: DraftTree | None = None
+    ) -> Proposal:
+        """The most promising nodes, with the copies."""
+        later = self.pool.depths > 1
+        return Proposal.of_pool(self.pool, later, root_token, budget.model, most, copied)
 
     def _block(self, tokens: Tensor, log_probs: Tensor) -> tuple[BlockCandidates, Tensor]:
         classes = torch.zeros(len(tokens), 1, dtype=torch.int64, device=tokens.device)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from specblock.drafters.base import Budget
+from specblock.drafters.proposal import Proposal
+from specblock.drafters.together import Drafting, alone
+from specblock.tree.draft_tree import DraftTree
 
-class PairQueue:
+
+class PairQueue(ABC):
     """Base of drafters whose next forward reads all pairs observed since the last one.
 
     Subclasses call :meth:`forget_pairs` in ``reset`` and :meth:`take_pairs` in that forward, and
@@ -26,6 +32,18 @@ class PairQueue:
 
     _pending: list[tuple[Tensor, Tensor]]
     _cache: Tensor | None
+
+    @abstractmethod
+    def drafting(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> Drafting[Proposal]:
+        """See :class:`specblock.drafters.base.Drafter`."""
+
+    def propose(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> DraftTree:
+        """The tree of a text that is alone, as large as the budget says."""
+        return alone(self.drafting(root_token, budget, copied)).chosen(budget)
 
     def another(self) -> Self:
         """A drafter of the same network and settings for another text."""

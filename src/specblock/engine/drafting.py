@@ -1,16 +1,22 @@
-"""What is done with a drafter in a round: begin a text, draft a tree, report what became of it."""
+"""What is done with drafters in a step: begin a text, draft its tree, report what became of it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
+from specblock.drafters.proposal import Proposal
+from specblock.drafters.together import together
 from specblock.tree.draft_tree import DraftTree
+from specblock.tree.sharing import share
 from specblock.tree.survival import Trials
 
-__all__ = ["draft", "report", "start"]
+__all__ = ["Round", "draft_all", "start"]
 
 
 def start(
@@ -31,41 +37,110 @@ def start(
         copies.observe(torch.tensor(context[1:]), features)
 
 
-def draft(
-    drafter: Drafter | None,
-    budget: Budget | None,
-    copies: TextCopies | None,
-    root: int,
-    device: torch.device | str,
-) -> tuple[DraftTree, bool]:
-    """The tree of a round, and whether the drafter was asked: its own with the copies, the copies
-    alone, or just the newest token ``root``."""
-    if drafter is None:
-        return DraftTree.root_only(root, device), False
-    looked = copies is not None and budget.affords()
-    copied = copies.tree(root, device) if looked else None
-    if budget.speculate(copied):
-        return drafter.propose(root, budget, copied), True
-    return budget.copies() or DraftTree.root_only(root, device), False
+@dataclass(eq=False)
+class Round:
+    """One text's part of a step.
 
-
-def report(
-    budget: Budget,
-    copies: TextCopies | None,
-    tree: DraftTree,
-    asked: bool,
-    tokens: list[int],
-    trials: Trials,
-    features: Tensor | None = None,
-) -> None:
-    """Tell the budget, and the text that is copied from, what became of a round.
-
-    ``features``: of the accepted path.
+    Attributes:
+        root: the newest token. device: of the tree.
+        copied: what the text suggests.
+        asked: whether the drafter was.
+        proposal: what may be verified; None: nothing but the root.
+        nodes: how much of it is.
     """
-    if asked:
-        budget.update(tree.log_probs, tree.classes, trials)
-    else:
-        budget.update_without(len(tokens))
-    if copies is not None:
-        budget.drawn(tokens)
-        copies.observe(torch.tensor(tokens), features)
+
+    drafter: Drafter
+    budget: Budget
+    copies: TextCopies | None
+    root: int
+    device: torch.device | str
+    copied: DraftTree | None = None
+    asked: bool = False
+    proposal: Proposal | None = field(default=None, repr=False)
+    nodes: int = 0
+
+    def begin(self) -> None:
+        """Look for copies, and decide whether the drafter is asked."""
+        if self.copies is not None and self.budget.affords():
+            self.copied = self.copies.tree(self.root, self.device)
+        self.asked = self.budget.speculate(self.copied)
+
+    def take(self, proposal: Proposal) -> None:
+        """What the drafter proposed."""
+        self.proposal = proposal
+        self.nodes = self.budget.nodes(proposal.reached, proposal.later_of_reached)
+
+    def take_copies(self) -> None:
+        """The drafter was not asked."""
+        copies = self.budget.copies()
+        if copies is not None:
+            self.proposal = Proposal.of_tree(self.copied, self.budget.model)
+            self.nodes = copies.num_draft
+
+    def tree(self) -> DraftTree:
+        """What is verified."""
+        if self.proposal is None:
+            return DraftTree.root_only(self.root, self.device)
+        return self.proposal.best(self.nodes)
+
+    def report(
+        self, tree: DraftTree, tokens: list[int], trials: Trials, features: Tensor | None = None
+    ) -> None:
+        """Tell the budget, and the text that is copied from, what became of ``tree``.
+
+        ``features``: of the accepted path.
+        """
+        if self.asked:
+            self.budget.update(tree.log_probs, tree.classes, trials)
+        else:
+            self.budget.update_without(len(tokens), tree.num_draft)
+        if self.copies is not None:
+            self.budget.drawn(tokens)
+            self.copies.observe(torch.tensor(tokens), features)
+
+
+def draft_all(rounds: Sequence[Round], rows: int) -> list[DraftTree]:
+    """The trees of a step, drafted together and within one budget.
+
+    Args:
+        rows: of the target's forward without any draft node.
+    """
+    for one in rounds:
+        one.begin()
+    asking = _asking(rounds)
+    drafting = [one.drafter.drafting(one.root, one.budget, one.copied) for one in asking]
+    for one, proposal in zip(asking, together(drafting), strict=True):
+        one.take(proposal)
+    for one in rounds:
+        if not one.asked:
+            one.take_copies()
+    if len(rounds) > 1:
+        _share(rounds, rows)
+    return [one.tree() for one in rounds]
+
+
+def _asking(rounds: Sequence[Round]) -> list[Round]:
+    """Those that ask, knowing how many they are: the fewer, the more a forward costs each."""
+    asking, before = [one for one in rounds if one.asked], len(rounds)
+    while len(asking) < before:
+        before = len(asking)
+        for one in asking:
+            one.asked = one.budget.asks(before)
+        asking = [one for one in asking if one.asked]
+    return asking
+
+
+def _share(rounds: Sequence[Round], rows: int) -> None:
+    """Choose the nodes of all measured budgets together."""
+    sharing = [one for one in rounds if one.budget.shares]
+    offering = [one for one in sharing if one.proposal is not None]
+    if offering:
+        rows += sum(one.nodes for one in rounds if not one.budget.shares)
+        reached = [one.proposal.reached[: one.budget.most(asked=one.asked)] for one in offering]
+        rate = sum(one.budget.price for one in offering) / len(offering)
+        chosen = share(reached, offering[0].budget.costs, rows, rate)
+        for one, nodes in zip(offering, chosen, strict=True):
+            one.nodes = nodes
+    total = sum(one.nodes for one in rounds)
+    for one in sharing:
+        one.budget.beside(total - one.nodes)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.engine.drafting import draft, report, start
+from specblock.engine.drafting import Round, start
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ContextError, ModelError
 from specblock.target.model import Target
@@ -90,7 +90,7 @@ class Sequence:
         self.stats, self.observer, self._until = stats, observer, until
         self.context, self.prompt_length = list(prompt), len(prompt)
         self._room = target.positions.room_after(len(prompt), max_new_tokens)
-        self.finished, self._asked = False, False
+        self.finished, self._round = False, None
         self.error: Exception | None = None
         self._shown: list[Tensor] = []  # features of the prompt's positions read so far
         self._prompt = torch.tensor(prompt, device=target.device)
@@ -149,15 +149,19 @@ class Sequence:
 
     # -- a round --------------------------------------------------------------------------------
 
-    def is_one_of(self, texts: int) -> None:
-        """So many take part in the coming step."""
-        if self.budget is not None:
-            self.budget.in_company(texts)
+    def round(self, texts: int, rows: int) -> Round | None:
+        """Begin a round of a step of so many texts (:meth:`Budget.in_company`); None: plain."""
+        seat, self._round = self.seat, None
+        if seat.drafter is not None:
+            self.budget.in_company(texts, rows)
+            root, device = self.context[-1], self.target.device
+            self._round = Round(seat.drafter, self.budget, seat.copies, root, device)
+        return self._round
 
-    def draft(self) -> DraftTree:
-        """What to verify after the newest token."""
-        seat, root = self.seat, self.context[-1]
-        tree, self._asked = draft(seat.drafter, self.budget, seat.copies, root, self.target.device)
+    def fitting(self, tree: DraftTree | None) -> DraftTree:
+        """``tree`` without what lies beyond the end of the text; without one the root alone."""
+        if tree is None:
+            return DraftTree.root_only(self.context[-1], self.target.device)
         return tree.up_to(self.target.positions.depth_left(self.text.length))
 
     def take(self, tree: DraftTree, output: TargetOutput) -> list[int]:
@@ -171,7 +175,7 @@ class Sequence:
         path = torch.tensor(accepted.path, device=self.target.device)
         self.target.commit(path, self.text)
         self.context += accepted.tokens
-        if self.seat.drafter is not None:
+        if self._round is not None:
             self._tell(tree, output, accepted, path)
         self.stats.record(len(accepted.tokens), tree.num_draft)
         self.stats.new_tokens += len(accepted.tokens)
@@ -180,19 +184,17 @@ class Sequence:
     def _tell(
         self, tree: DraftTree, output: TargetOutput, accepted: Acceptance, path: Tensor
     ) -> None:
-        seat, shown = self.seat, output.features[path]
-        seat.drafter.observe(shown, torch.tensor(accepted.tokens, device=self.target.device))
+        shown = output.features[path]
+        self.seat.drafter.observe(shown, torch.tensor(accepted.tokens, device=self.target.device))
         if self.observer is not None:
             self.observer.verified(tree, output.logits, shown, accepted)
-        report(self.budget, seat.copies, tree, self._asked, accepted.tokens, accepted.trials, shown)
+        self._round.report(tree, accepted.tokens, accepted.trials, shown)
 
-    def clocked(self, draft: float, verify: float, whole: float, *, alone: bool) -> None:
-        """Seconds of the round, which others took part in unless ``alone``."""
+    def clocked(self, draft: float, verify: float, whole: float) -> None:
+        """Seconds of the step."""
         self.stats.draft_seconds += draft
         self.stats.verify_seconds += verify
         self.stats.seconds += whole
-        if alone and self.seat.drafter is not None:
-            self.budget.clocked(whole)
 
     def waited(self, seconds: float) -> None:
         """Seconds of a step in which a part of the prompt was read."""

@@ -13,9 +13,11 @@ from typing import Any
 
 from torch.profiler import record_function
 
+from specblock.engine.drafting import draft_all
 from specblock.engine.own import Own
 from specblock.engine.sequence import Sequence
 from specblock.target.model import Target
+from specblock.tree.draft_tree import DraftTree
 
 __all__ = ["PARTS", "step"]
 
@@ -30,9 +32,7 @@ def step(target: Target, texts: Many[Sequence]) -> list[list[int]]:
     entering = [text for text in texts if text.entering]
     with record_function(PARTS[0]):
         pieces = [text.next_piece(PIECE if decoding else target.prefill_chunk) for text in entering]
-        for text in decoding:
-            text.is_one_of(len(texts))
-        trees = [text.draft() for text in decoding]
+        trees = _trees(decoding, len(decoding) + sum(map(len, pieces)))
     drafted = time.perf_counter()
     with record_function(PARTS[1]):
         outputs = target.verify_all([text.text for text in decoding], trees, pieces)
@@ -44,10 +44,28 @@ def step(target: Target, texts: Many[Sequence]) -> list[list[int]]:
         new |= {text: _own(text, text.read, piece, output) for text, piece, output in turns}
     ended = time.perf_counter()
     for text in decoding:
-        text.clocked(drafted - begun, verified - drafted, ended - begun, alone=len(texts) == 1)
+        text.clocked(drafted - begun, verified - drafted, ended - begun)
+    if not entering:
+        _clocked(decoding, ended - begun)
     for text in entering:
         text.waited(ended - begun)
     return [new[text] for text in texts]
+
+
+def _trees(texts: Many[Sequence], rows: int) -> list[DraftTree]:
+    """What to verify of each; the forward has so many ``rows`` without any draft node."""
+    rounds = {text: text.round(len(texts), rows) for text in texts}
+    drafting = {text: one for text, one in rounds.items() if one is not None}
+    trees = dict(zip(drafting, draft_all(list(drafting.values()), rows), strict=True))
+    return [text.fitting(trees.get(text)) for text in texts]
+
+
+def _clocked(texts: Many[Sequence], seconds: float) -> None:
+    """Tell the measured budgets what a step took, those that learn together once."""
+    budgets = [text.budget for text in texts if text.budget is not None and text.budget.shares]
+    added, tried = sum(one.added for one in budgets), any(one.tried for one in budgets)
+    for budget in {id(one.drag): one for one in budgets}.values():
+        budget.clocked(seconds, added, tried=tried)
 
 
 def _own(text: Sequence, work: Callable[..., list[int]], *arguments: Any) -> list[int]:

@@ -9,36 +9,22 @@ from torch import Tensor
 
 from specblock.tree.accept import follow
 from specblock.tree.account import Account
-from specblock.tree.averages import Recent
 from specblock.tree.cost import CostTable, best_nodes, choose_leaves
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.drag import Drag
+from specblock.tree.learned import Learned, Means
 from specblock.tree.survival import SurvivalModel, Trials, trim
 
 
-class Learned:
-    """What the budgets of all texts know together.
-
-    Attributes:
-        costs: the measured table. model: see :class:`BudgetController`.
-        overall, gain, asking: running means behind `price`, `block_gain` and `asking_gain`.
-        drag: what the clock says of the table.
-    """
-
-    def __init__(self, costs: CostTable, model: SurvivalModel | None, heed_clock: bool):
-        self.costs, self.model = costs, model or SurvivalModel.fresh()
-        self.drag, self.heed_clock = Drag(), heed_clock
-        self.overall = Recent(0.98, 1.0, costs.target_seconds(1))
-        self.gain = Recent(0.98, 4.0, 4.0)
-        self.asking = Recent(0.98, 4.0, 4.0)
-
-
 class BudgetController:
-    """Chooses the budget of every round and learns from what the rounds achieve.
+    """Chooses the budget of every round of one text and learns from what the rounds achieve.
 
-    A round asks `speculate`; if so the network drafts, and asks `leaves` before every later block
-    and `nodes` before verification, and the round reports to `update`; else `copies` is all that is
-    verified, and it reports to `update_without`. `begin` announces another text. What is kept:
+    `begin` announces another text, `in_company` a step and how many take part in it. A round asks
+    `speculate` (and `asks`, where fewer texts than all draft together); if so the network drafts,
+    asks `leaves` before every later block and `nodes` before verification, and the round reports
+    to `update`; else `copies` is what may be verified, and it reports to `update_without`. Where
+    the nodes of many texts are chosen together (:mod:`specblock.tree.sharing`), `most` says what
+    this one may have, and `beside` is told what the others have. What is kept:
 
     * `model`: the survival model, updated with the outcomes of every verification;
     * `price` of a second: tokens by seconds of the last 50 rounds or so, at least the plain speed;
@@ -50,16 +36,18 @@ class BudgetController:
     * `drag`: by how much the clock says the table is wrong (:class:`Drag`); nothing unless
       `heed_clock` is set, as it is where costs are this machine's.
 
-    No round may cost more than the account covers if nothing of it is accepted; where that leaves
-    no round, the next token is decoded plainly. So whatever drafter and copies claim, by the cost
-    table a text of n tokens takes no longer than n + `Account.granted(n)` plain steps, and a text
-    that stops to pay loses little of what it won. Without a clock to heed, equal rounds lead to
-    equal choices.
+    Of n texts in a step each pays for what it adds to it: its rows and its share of the drafter's
+    calls, in plain steps of `T(n) / n`. No round may cost more than the account covers if nothing
+    of it is accepted; where that leaves no round, the next token is decoded plainly. So whatever
+    drafter and copies claim, by the cost table a text of n tokens costs no more than
+    n + `Account.granted(n)` plain steps, and a text that stops to pay loses little of what it won.
+    Without a clock to heed, equal rounds lead to equal choices.
     """
 
     # Worth at least so many times its cost, whatever was learned: with no copies at hand the
     # network is always asked, with weak ones nearly always.
     LEAST_WORTH = 1.25
+    shares = True  # nodes are chosen together with those of other texts
 
     def __init__(
         self, costs: CostTable, model: SurvivalModel | None = None, *, heed_clock: bool = False
@@ -70,7 +58,8 @@ class BudgetController:
     def _set_up(self) -> None:
         """Nothing yet of a text."""
         self.account, self._pending = Account(), 1
-        self._booked, self._alone = (False, 0.0), True
+        self._booked = (False, 0.0)
+        self.in_company(1, 1)
         self._start(None)
 
     def another(self) -> Self:
@@ -79,13 +68,10 @@ class BudgetController:
         other._set_up()
         return other
 
-    def in_company(self, texts: int) -> None:
-        """Before a round: so many texts take part in the step.
-
-        Only a text that is alone drafts. Beside others a plain step costs each little, and drafting
-        text by text costs as much as ever: it lost up to a fifth (docs/experiments.md, 40).
-        """
-        self._alone = texts == 1
+    def in_company(self, texts: int, rows: int) -> None:
+        """Before a step: so many texts are written in it, and its forward has so many rows without
+        any draft node."""
+        self._texts, self._rows, self._asking, self._beside = texts, rows, texts, 0
 
     @property
     def costs(self) -> CostTable:
@@ -109,15 +95,19 @@ class BudgetController:
 
     @property
     def price(self) -> float:
-        return max(self.costs.plain_rate, self._learned.overall.ratio)
+        return self._learned.price(self._texts)
 
     @property
     def block_gain(self) -> float:
-        return self._learned.gain.ratio
+        return self._means.gain.ratio
 
     @property
     def asking_gain(self) -> float:
-        return self._learned.asking.ratio
+        return self._means.asking.ratio
+
+    @property
+    def _means(self) -> Means:
+        return self._learned.means(self._texts)
 
     def begin(self, pairs: int = 1) -> None:
         """Another text: a new account. The network's first forward has to read ``pairs`` of it."""
@@ -126,28 +116,39 @@ class BudgetController:
 
     def affords(self) -> bool:
         """Whether the account covers a round at all; if not, no draft is worth looking for."""
-        return self._alone and self._affordable(0.0) >= 1 and not self.drag.wants_plain
+        return self._affordable(0.0) >= 1 and not self.drag.wants_plain
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
-        """Whether this round asks the network. Starts a round.
+        """Whether this round asks the network, if all texts of the step do. Starts a round.
 
         Args:
             copied: what the text so far suggests, for nothing.
         """
         self._start(copied)
-        if not self._alone or self.drag.wants_plain:
+        return self.asks(self._texts)
+
+    def asks(self, together: int) -> bool:
+        """Whether this round asks the network, if so many texts of the step do."""
+        self._asking = together
+        if self.drag.wants_plain or self._affordable(self._drafting()) < 1:
             return False
-        return self._affordable(self._drafting()) >= 1 and self._worth_asking()
+        return self._worth_asking()
 
     def _drafting(self) -> float:
         """Seconds of what the network was asked for in this round, its first block at least."""
-        later = sum(self.costs.draft_next_seconds(count) for count in self._leaves)
-        return self.costs.draft_first_seconds(self._pending) + later
+        first = self.costs.draft_first_seconds(self._pending, self._asking)
+        return first + sum(map(self._block, self._leaves))
+
+    @property
+    def _plain_share(self) -> float:
+        """Seconds of a plain step that one of its texts answers for."""
+        return self.costs.target_seconds(self._texts) / self._texts
 
     def _affordable(self, spent: float) -> int:
         """How many nodes the account covers, after so many seconds, if none is accepted."""
-        seconds = (1.0 + self.account.left) * self.costs.target_seconds(1) / self.drag.factor
-        return self.costs.nodes_within(seconds - spent - self.costs.overhead)
+        without = self.costs.target_seconds(self._rows)
+        seconds = (without + self.account.left * self._plain_share) / self.drag.factor
+        return self.costs.nodes_within(seconds - spent - self.costs.overhead, self._rows)
 
     def _start(self, copied: DraftTree | None) -> None:
         self._leaves, self._leaf_mass = [], 0.0
@@ -162,16 +163,20 @@ class BudgetController:
 
     def _without(self, price: float) -> tuple[int, float]:
         """How many copies to verify alone, and what the round is then worth."""
-        plain = 1.0 - price * self.costs.target_seconds(1)
+        plain = 1.0 - price * self.costs.target_seconds(self._rows)
         if self._reached is None:
             return 0, plain
-        nodes, value = best_nodes(self._reached[: self._affordable(0.0)], self.costs, 0.0, price)
+        nodes, value = self._best(self._reached[: self._affordable(0.0)], price)
         value -= price * self.costs.overhead
         return (nodes, value) if nodes and value > plain else (0, plain)
 
+    def _best(self, reached: Tensor, price: float) -> tuple[int, float]:
+        return best_nodes(reached, self.costs, 0.0, price, self._rows)
+
     def _worth_asking(self) -> bool:
         """Whether what the network may add to the copies is worth its time."""
-        cost = self.price * self.costs.draft_first_seconds(1)  # the backlog is due anyway
+        # the backlog is due anyway
+        cost = self.price * self.costs.draft_first_seconds(1, self._asking)
         return max(self.asking_gain, self.LEAST_WORTH * cost) * self._ending >= cost
 
     def copies(self) -> DraftTree | None:
@@ -182,13 +187,18 @@ class BudgetController:
 
     def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
         """How many of the leaves (float [n], see `choose_leaves`) start a block."""
-        chosen = choose_leaves(leaf_survival, self.block_gain, self.costs, self.price, max_leaves)
+        chosen = choose_leaves(
+            leaf_survival, self.block_gain, self.costs, self.price, max_leaves, self._asking
+        )
         spent = self._drafting()
-        while chosen and self._affordable(spent + self.costs.draft_next_seconds(chosen)) < 2:
+        while chosen and self._affordable(spent + self._block(chosen)) < 2:
             chosen -= 1  # what the block proposes must have a place
         self._leaves.append(chosen)
         self._leaf_mass += float(leaf_survival[:chosen].sum())
         return chosen
+
+    def _block(self, leaves: int) -> float:
+        return self.costs.draft_next_seconds(leaves, self._asking)
 
     def nodes(self, survival: Tensor, later: Tensor | None = None) -> int:
         """How many candidates to verify.
@@ -198,42 +208,69 @@ class BudgetController:
             later: bool [C], candidates that only later blocks proposed; None: no gain is learned.
         """
         price = self.price
-        chosen, value = best_nodes(survival, self.costs, 0.0, price)
+        chosen, value = self._best(survival, price)
         if later is not None and self._leaf_mass > 0:
-            first = best_nodes(survival[~later], self.costs, 0.0, price)[1]
-            self._learned.gain.add(value - first, self._leaf_mass)
+            first = self._best(survival[~later], price)[1]
+            self._means.gain.add(value - first, self._leaf_mass)
         gained = value - price * self.costs.overhead - self._without(price)[1]
-        self._learned.asking.add(gained, self._ending)
+        self._means.asking.add(gained, self._ending)
         # one at least, or a survival model that was disappointed would never see another outcome
-        return max(min(chosen, self._affordable(self._drafting())), min(1, len(survival)))
+        return max(min(chosen, self.most(asked=True)), min(1, len(survival)))
+
+    def most(self, *, asked: bool) -> int:
+        """How many nodes the account covers, if none is accepted.
+
+        ``asked``: the network was.
+        """
+        return self._affordable(self._drafting() if asked else 0.0)
+
+    def beside(self, nodes: int) -> None:
+        """So many nodes of other texts are verified with this one's."""
+        self._beside = nodes
 
     def update(self, log_probs: Tensor, classes: Tensor, trials: Trials) -> None:
         """After a round of the network: fields of the verified tree, trials of its acceptance."""
         self.model = self.model.update(log_probs, classes, trials)
         tokens = len(trials)  # every visited node yields one
-        nodes = len(log_probs) - 1
-        seconds = self.costs.round_seconds(self._pending, tuple(self._leaves), nodes)
-        self._pending = 0
-        self._book(tokens, seconds, tried=True)
+        self._book(tokens, len(log_probs) - 1, self._drafting(), True)
+        self._pending = tokens
 
-    def update_without(self, tokens: int = 1) -> None:
-        """After a round without the network, which yielded ``tokens``."""
-        nodes = self._copy_nodes
-        seconds = self.costs.target_seconds(nodes + 1) + (self.costs.overhead if nodes else 0.0)
-        self._book(tokens, seconds, tried=nodes > 0)
-
-    def clocked(self, seconds: float) -> None:
-        """What the round that was reported last took by the clock."""
-        drafted, by_table = self._booked
-        if self._learned.heed_clock and self._alone:
-            self.drag.add(drafted, seconds, by_table)
-
-    def _book(self, tokens: int, seconds: float, tried: bool) -> None:
-        self._booked = (tried, seconds)
-        seconds *= self.drag.factor if tried else 1.0
-        self.account.book(tokens, seconds * self.costs.plain_rate, tried=tried)
-        self._learned.overall.add(tokens, seconds)
+    def update_without(self, tokens: int = 1, nodes: int = 0) -> None:
+        """After a round without the network, which verified ``nodes`` and yielded ``tokens``."""
+        self._book(tokens, nodes, 0.0, nodes > 0)
         self._pending += tokens  # pairs that the network has not read yet
+
+    @property
+    def added(self) -> float:
+        """Seconds that the last round added to a plain step, by the table."""
+        return self._booked[1]
+
+    @property
+    def tried(self) -> bool:
+        """Whether the last round was more than a plain step."""
+        return self._booked[0]
+
+    def clocked(self, seconds: float, added: float, *, tried: bool) -> None:
+        """What a step took by the clock.
+
+        Args:
+            added: what all its texts added to a plain step, by the table.
+            tried: whether any of them was more than a plain step.
+        """
+        if self._learned.heed_clock:
+            self.drag.add(tried, seconds, self.costs.target_seconds(self._rows) + added)
+
+    def _book(self, tokens: int, nodes: int, drafting: float, tried: bool) -> None:
+        """A round's account; of the rows for all texts this one answers for its own."""
+        without, rows = self.costs.target_seconds(self._rows), nodes + self._beside
+        more = self.costs.target_seconds(self._rows + rows) - without
+        added = drafting + more * nodes / max(1, rows) + (self.costs.overhead if tried else 0.0)
+        self._booked = (tried, added)
+        if tried:
+            added = self.drag.factor * (added + without / self._texts) - without / self._texts
+        steps = 1.0 + added / self._plain_share
+        self.account.book(tokens, steps, tried=tried)
+        self._means.speedup.add(tokens, steps)
 
     def drawn(self, tokens: list[int]) -> None:
         """After any round: the text that the target drew, which tells how good the copies were."""
@@ -246,7 +283,6 @@ class BudgetController:
 class CopiesController(BudgetController):
     """The budget of decoding without a network: copies where they pay, else a plain step."""
 
-    def speculate(self, copied: DraftTree | None = None) -> bool:
-        """Never: there is nothing to ask. Starts a round."""
-        self._start(copied)
+    def asks(self, together: int) -> bool:
+        """Never: there is nothing to ask."""
         return False

@@ -67,15 +67,18 @@ class CostTable:
         draft_first: newly committed pairs -> seconds of the drafter's refresh and first block.
         draft_next: leaves -> seconds of a later block that starts at so many.
         overhead: what a speculating round takes beyond its forwards, compared with a plain step.
+        draft_text: what every further text adds to a drafter's call for many, beyond its rows.
     """
 
     target: Mapping[int, float]
     draft_first: Mapping[int, float] = field(default_factory=dict)
     draft_next: Mapping[int, float] = field(default_factory=dict)
     overhead: float = 0.0
+    draft_text: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.target_seconds(1) > 0 or not 0 <= self.overhead < math.inf:
+        beyond = min(self.overhead, self.draft_text), max(self.overhead, self.draft_text)
+        if not self.target_seconds(1) > 0 or not 0 <= beyond[0] <= beyond[1] < math.inf:
             raise ValueError("A cost table needs target seconds and an overhead of 0 or more.")
         self.round_seconds(1, (1,), 0)  # refuses bad numbers in the other tables
 
@@ -86,11 +89,18 @@ class CostTable:
     def target_seconds(self, rows: int) -> float:
         return self._curves["target"].at(rows)
 
-    def draft_first_seconds(self, pairs: int) -> float:
-        return self._curves["draft_first"].at(pairs)
+    def draft_first_seconds(self, pairs: int, texts: int = 1) -> float:
+        """Of one of ``texts`` that draft together, each with so many pairs."""
+        return self._share_of_call("draft_first", pairs, texts)
 
-    def draft_next_seconds(self, leaves: int) -> float:
-        return self._curves["draft_next"].at(leaves)
+    def draft_next_seconds(self, leaves: int, texts: int = 1) -> float:
+        """Of one of ``texts`` that draft together, each with so many leaves."""
+        return self._share_of_call("draft_next", leaves, texts)
+
+    def _share_of_call(self, name: str, count: int, texts: int) -> float:
+        if not count:
+            return 0.0
+        return (self._curves[name].at(count * texts) + (texts - 1) * self.draft_text) / texts
 
     def round_seconds(self, pairs: int, leaves: tuple[int, ...], nodes: int) -> float:
         """Seconds of refreshing `pairs`, of a block at each entry of `leaves`, of verification."""
@@ -98,10 +108,10 @@ class CostTable:
         verify = self.target_seconds(nodes + 1)
         return self.draft_first_seconds(pairs) + later + verify + self.overhead
 
-    def nodes_within(self, seconds: float, most: int = 128) -> int:
-        """How many draft nodes can be verified in so many seconds."""
-        rows = self._curves["target"].first(most + 2)[2:]  # the root is a row too
-        return int(torch.searchsorted(rows, seconds, right=True))
+    def nodes_within(self, seconds: float, rows: int = 1, most: int = 128) -> int:
+        """How many draft nodes can be verified in so many seconds, beside ``rows`` other rows."""
+        forwards = self._curves["target"].first(rows + most + 1)[rows + 1 :]
+        return int(torch.searchsorted(forwards, seconds, right=True))
 
     @property
     def plain_rate(self) -> float:
@@ -110,12 +120,13 @@ class CostTable:
 
     def to_dict(self) -> dict:
         """Plain numbers, fit for JSON; `from_dict` also takes the string keys that JSON makes."""
-        return {**{name: dict(getattr(self, name)) for name in _TABLES}, "overhead": self.overhead}
+        beyond = {"overhead": self.overhead, "draft_text": self.draft_text}
+        return {**{name: dict(getattr(self, name)) for name in _TABLES}, **beyond}
 
     @staticmethod
     def from_dict(state: Mapping) -> CostTable:
         tables = ({int(n): float(s) for n, s in state[name].items()} for name in _TABLES)
-        return CostTable(*tables, overhead=float(state["overhead"]))
+        return CostTable(*tables, float(state["overhead"]), float(state.get("draft_text", 0.0)))
 
 
 def choose_nodes(
@@ -137,11 +148,12 @@ def choose_nodes(
 
 
 def best_nodes(
-    survival: Tensor, costs: CostTable, spent_seconds: float, rate: float | None
+    survival: Tensor, costs: CostTable, spent_seconds: float, rate: float | None, rows: int = 1
 ) -> tuple[int, float]:
-    """The choice of :func:`choose_nodes`, and its value."""
+    """The choice of :func:`choose_nodes`, beside ``rows`` rows that are not candidates, and its
+    value."""
     tokens = 1.0 + _sums(survival)
-    seconds = costs._curves["target"].first(len(tokens) + 1)[1:]
+    seconds = costs._curves["target"].first(len(tokens) + rows)[rows:]
     spent = spent_seconds + costs.overhead
     value = tokens / (seconds + spent) if rate is None else tokens - rate * seconds
     nodes = int(value.argmax())
@@ -149,7 +161,12 @@ def best_nodes(
 
 
 def choose_leaves(
-    leaf_survival: Tensor, block_gain: float, costs: CostTable, rate: float, max_leaves: int
+    leaf_survival: Tensor,
+    block_gain: float,
+    costs: CostTable,
+    rate: float,
+    max_leaves: int,
+    texts: int = 1,
 ) -> int:
     """How many leaves start a block: the n for which gain less rate x seconds is most.
 
@@ -158,9 +175,13 @@ def choose_leaves(
         block_gain: tokens that a block adds, net of verifying them, if the walk ends at its leaf.
         costs, rate: as in `choose_nodes`.
         max_leaves: not more than these.
+        texts: that draft together, each with so many leaves.
     """
     gains = block_gain * _sums(leaf_survival[:max_leaves])
-    seconds = costs._curves["draft_next"].first(len(gains))
+    seconds = costs._curves["draft_next"].first(texts * len(gains))[::texts]
+    if texts > 1:
+        more = (seconds + (texts - 1) * costs.draft_text) / texts
+        seconds = more.masked_fill(torch.arange(len(gains)) == 0, 0.0)
     return int((gains - rate * seconds).argmax())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,6 +36,11 @@ class BlockCandidates:
             raise ValueError(f"tokens must be [B, K, W] with K, W >= 1, not {tuple(shape)}")
         if self.log_probs.shape != shape or self.rank_classes.shape != shape[:2]:
             raise ValueError("log_probs must be shaped like tokens, rank_classes [B, K]")
+
+    def split(self, counts: Sequence[int]) -> list[BlockCandidates]:
+        """The first so many blocks, the next so many, and so on."""
+        parts = zip(*(field.split(list(counts)) for field in vars(self).values()), strict=True)
+        return [BlockCandidates(*fields) for fields in parts]
 
 
 @dataclass(frozen=True)

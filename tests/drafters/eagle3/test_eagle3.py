@@ -8,6 +8,7 @@ from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.eagle3.config import Eagle3Config
 from specblock.drafters.eagle3.drafter import Eagle3Drafter
 from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.together import alone
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
@@ -73,7 +74,7 @@ def test_the_first_level_equals_training_at_every_position(model, steps):
     for count in steps:
         drafter.observe(features[end : end + count], tokens[end : end + count])
         end += count
-        near(drafter.first_level().hidden[0], trunk.hidden[0, end - 1])
+        near(alone(drafter.first_level()).found.hidden[0], trunk.hidden[0, end - 1])
 
 
 @torch.no_grad()
@@ -84,7 +85,7 @@ def test_later_levels_equal_training_time_test(model, position):
     drafter = Eagle3Drafter(model, depth=4)
     drafter.reset(LENGTH)
     drafter.observe(features[: position + 1], tokens[: position + 1])
-    level = drafter.first_level()
+    level = alone(drafter.first_level())
     branches = torch.tensor([[7, 3, 90, 12], [8, 3, 41, 5]])
     pairs = torch.tensor([[position]])
     trunk = run_trunk(model, features[None], tokens[None])
@@ -92,13 +93,13 @@ def test_later_levels_equal_training_time_test(model, position):
     earlier = [[], []]
     for step in range(1, 5):
         rows = torch.tensor([0, 0] if step == 1 else [0, 1])
-        level = drafter.next_level(level, rows, branches[:, step - 1])
+        level = alone(drafter.next_level(level, rows, branches[:, step - 1]))
         for branch in range(2):
             token = branches[branch, step - 1].view(1, 1)
             out, entry = run_step(model, trunk, hidden[branch], token, pairs, earlier[branch])
             hidden[branch] = out
             earlier[branch].append(entry)
-            near(level.hidden[branch], out[0, 0])
+            near(level.found.hidden[branch], out[0, 0])
 
 
 def test_drafting_leaves_no_trace_in_the_cache(model):
@@ -110,7 +111,8 @@ def test_drafting_leaves_no_trace_in_the_cache(model):
     drafted.propose(int(tokens[9]), FixedBudget()).validate()
     for drafter in (drafted, undisturbed):
         drafter.observe(features[10:13], tokens[10:13])
-    near(drafted.first_level().hidden, undisturbed.first_level().hidden)
+    one, other = alone(drafted.first_level()), alone(undisturbed.first_level())
+    near(one.found.hidden, other.found.hidden)
 
 
 def test_a_proposal_needs_a_new_pair():

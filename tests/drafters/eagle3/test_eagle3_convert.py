@@ -24,6 +24,7 @@ from specblock.drafters.eagle3.convert import convert_eagle3, is_eagle3
 from specblock.drafters.eagle3.drafter import Eagle3Drafter
 from specblock.drafters.layers import Rotary
 from specblock.drafters.registry import load_model, read_config
+from specblock.drafters.together import alone
 from specblock.errors import CheckpointError
 
 
@@ -52,7 +53,7 @@ def test_a_chain_of_levels_equals_the_reference(tmp_path, changes, theta, scalin
     tokens = torch.randint(0, VOCAB, (9,), generator=generator)
     drafter.reset(20)
     drafter.prefill(features, tokens)
-    level = drafter.first_level()
+    level = alone(drafter.first_level())
 
     reference = Reference(tensors, theta, scaling)
     seen = []
@@ -61,13 +62,13 @@ def test_a_chain_of_levels_equals_the_reference(tmp_path, changes, theta, scalin
         seen.append(entry)
     for depth in range(1, 4):
         expected = reference.log_probs(y)
-        ids, log_probs = drafter.candidates(level)
+        ids, log_probs = level.found.tokens, level.found.log_probs
         best = expected.topk(10)
         target_ids = best.indices + tensors["d2t"][best.indices]
         assert ids[0].tolist() == target_ids.tolist()
         torch.testing.assert_close(log_probs[0].double(), best.values, atol=1e-4, rtol=1e-4)
         token = int(target_ids[depth])
-        level = drafter.next_level(level, torch.tensor([0]), torch.tensor([token]))
+        level = alone(drafter.next_level(level, torch.tensor([0]), torch.tensor([token])))
         y, entry = reference.step(y, token, 8 + depth, seen)
         seen.append(entry)
 

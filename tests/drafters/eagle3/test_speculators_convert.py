@@ -22,6 +22,7 @@ from tests.drafters.eagle3.published_speculators import speculators_tensors, wri
 from specblock.drafters.eagle3.convert import convert_eagle3, is_eagle3
 from specblock.drafters.eagle3.drafter import Eagle3Drafter
 from specblock.drafters.registry import load_model, read_config
+from specblock.drafters.together import alone
 from specblock.errors import CheckpointError
 
 PAIRS = 9
@@ -45,20 +46,20 @@ def assert_drafts_like(model, reference, tensors):
     tokens = torch.randint(0, VOCAB, (PAIRS,), generator=generator)
     drafter.reset(20)
     drafter.prefill(features, tokens)
-    level, seen = drafter.first_level(), []
+    level, seen = alone(drafter.first_level()), []
     for i in range(PAIRS):
         y, entry = reference.step(reference.first(features[i]), tokens[i], i, seen)
         seen.append(entry)
     for depth in range(1, 4):
-        logits = model.logits(level.hidden)[0][0].double()
+        logits = model.logits(level.found.hidden)[0][0].double()
         log_probs = reference.log_probs(y)
         torch.testing.assert_close(logits.log_softmax(0), log_probs, atol=1e-5, rtol=1e-5)
-        ids, found = drafter.candidates(level)
+        ids, found = level.found.tokens, level.found.log_probs
         best = log_probs.topk(ids.shape[1])
         assert ids[0].tolist() == (best.indices + tensors["d2t"][best.indices]).tolist()
         torch.testing.assert_close(found[0].double(), best.values, atol=1e-5, rtol=1e-5)
         token = int(ids[0, depth])
-        level = drafter.next_level(level, torch.tensor([0]), torch.tensor([token]))
+        level = alone(drafter.next_level(level, torch.tensor([0]), torch.tensor([token])))
         y, entry = reference.step(reference.next(y), token, PAIRS - 1 + depth, seen)
         seen.append(entry)
 

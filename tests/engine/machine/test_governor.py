@@ -84,7 +84,7 @@ def test_a_long_job_begins_with_the_threads_that_help(
     torch.set_num_threads(2)
     try:
         seconds = {1: 1.0, 2: 2.0} if alone_is_faster else {1: 2.0, 2: 1.0}
-        monkeypatch.setattr(ThreadGovernor, "_seconds_of_products", lambda _, n: seconds[n])
+        monkeypatch.setattr(ThreadGovernor, "_seconds_of_passes", lambda _, n: seconds[n])
         begin_with(asked, "cpu")
         assert torch.get_num_threads() == expected
         begin_with(None, "cuda")  # nothing is looked at, and a wrong device is said elsewhere

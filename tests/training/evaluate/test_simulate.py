@@ -109,7 +109,7 @@ def test_the_engines_budget_is_asked_and_told(trained, answers):
             assert all(0 < child < len(log_probs) for visited in trials for child, _ in visited)
             self.told += 1
 
-        def update_without(self, tokens=1):
+        def update_without(self, tokens=1, nodes=0):
             self.plain += 1
 
     model, sequences = trained

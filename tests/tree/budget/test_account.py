@@ -61,7 +61,7 @@ def test_no_text_falls_further_behind_plain_decoding_than_its_account(seed):
                 tree = control.copies()
                 nodes = 0 if tree is None else tree.num_draft
                 got = source.choice((1, 1, 1, nodes + 1))
-                control.update_without(got)
+                control.update_without(got, nodes)
                 seconds += costs.target_seconds(nodes + 1) + (costs.overhead if nodes else 0)
                 backlog += got
             tokens += got

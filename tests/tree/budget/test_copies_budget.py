@@ -49,8 +49,7 @@ def test_the_text_tells_whether_copies_are_right_verified_or_not():
     control._pending = 10**6  # the network has too much to read first
     for _ in range(60):
         control.speculate(chain(0.6))
-        control.copies()
-        control.update_without(1)
+        control.update_without(1, control.copies().num_draft if control.copies() else 0)
         control.drawn([50])  # something else every time
     assert control.copies() is None
     for _ in range(300):
@@ -68,9 +67,9 @@ def test_the_network_must_be_worth_more_than_the_copies():
     def gain_after(copied: DraftTree | None) -> float:
         control = rich(BudgetController(CPU))
         control.speculate(copied)
-        before = control._learned.asking.top * control._learned.asking.keep
+        before = control._means.asking.top * control._means.asking.keep
         control.nodes(torch.full((8,), 0.8).cumprod(0))
-        return control._learned.asking.top - before
+        return control._means.asking.top - before
 
     assert gain_after(None) > gain_after(chain(0.7)) > gain_after(chain(0.9))
 
@@ -79,10 +78,11 @@ def test_rounds_of_copies_pay_for_their_rows():
     control = rich(BudgetController(CPU))
     control.speculate(chain(0.97))
     nodes = control.copies().num_draft
-    before = control._learned.overall.bottom * control._learned.overall.keep
-    control.update_without(nodes + 1)
-    spent = control._learned.overall.bottom - before
-    assert spent == pytest.approx(CPU.target_seconds(nodes + 1) + CPU.overhead)
+    before = control._means.speedup.bottom * control._means.speedup.keep
+    control.update_without(nodes + 1, nodes)
+    steps = control._means.speedup.bottom - before
+    spent = CPU.target_seconds(nodes + 1) + CPU.overhead
+    assert steps == pytest.approx(spent / CPU.target_seconds(1))
 
 
 def test_without_a_network_copies_are_all_there_is():

@@ -33,9 +33,9 @@ def decode(plain, drafting, tokens=600, told=True):
         yielded = 1 + (nodes and min(nodes, 3 if rounds % 4 else 0))
         taken = CPU.target_seconds(nodes + 1) + (CPU.overhead if nodes else 0.0)
         taken *= drafting if nodes else plain
-        control.update_without(yielded)
+        control.update_without(yielded, nodes)
         control.drawn([1, 2, 3, 4][:yielded] if rounds % 4 else [50])
-        control.clocked(taken)
+        control.clocked(taken, control.added, tried=control.tried)
         seconds, written = seconds + taken, written + yielded
         drafted, rounds = drafted + (nodes > 0), rounds + 1
     return seconds / written / CPU.target_seconds(1), drafted / rounds

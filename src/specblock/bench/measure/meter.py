@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget, Drafter
+from specblock.drafters.proposal import Proposal
+from specblock.drafters.together import Drafting, alone
 from specblock.tree.draft_tree import DraftTree
 
 __all__ = ["Counts", "MeteredDrafter"]
@@ -43,9 +45,17 @@ class _CountingBudget:
         self._counts.calls += chosen > 0  # all chosen leaves start in one forward
         return chosen
 
-    def nodes(self, survival: Tensor, later: Tensor | None = None) -> int:
-        self._counts.offered += len(survival)
-        return self._budget.nodes(survival, later)
+
+@dataclass(frozen=True, eq=False)
+class _CountedProposal(Proposal):
+    """Counts what is verified of it."""
+
+    counts: Counts = field(default_factory=Counts)
+
+    def best(self, nodes: int) -> DraftTree:
+        tree = super().best(nodes)
+        self.counts.verified[tree.num_draft] += 1
+        return tree
 
 
 class MeteredDrafter:
@@ -63,15 +73,23 @@ class MeteredDrafter:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.drafter, name)
 
+    def drafting(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> Drafting[Proposal]:
+        self.counts.calls += self._has_network
+        counting = _CountingBudget(budget, self.counts)
+        proposal = yield from self.drafter.drafting(root_token, counting, copied)
+        if proposal.tree.tokens.is_cuda:
+            torch.cuda.synchronize(proposal.tree.tokens.device)
+        self.counts.offered += len(proposal.reached)
+        return _CountedProposal(
+            proposal.tree, proposal.survival, proposal.most, proposal.later, self.counts
+        )
+
     def propose(
         self, root_token: int, budget: Budget, copied: DraftTree | None = None
     ) -> DraftTree:
-        self.counts.calls += self._has_network
-        tree = self.drafter.propose(root_token, _CountingBudget(budget, self.counts), copied)
-        if tree.tokens.is_cuda:
-            torch.cuda.synchronize(tree.tokens.device)
-        self.counts.verified[tree.num_draft] += 1
-        return tree
+        return alone(self.drafting(root_token, budget, copied)).chosen(budget)
 
     def another(self) -> MeteredDrafter:
         """For another text, counted by itself."""

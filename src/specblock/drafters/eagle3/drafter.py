@@ -12,6 +12,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from torch.nn import functional as F
 
 from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.eagle3.model import Eagle3Model
-from specblock.drafters.layers import attend_cached
+from specblock.drafters.eagle3.rows import Found, Rows
 from specblock.drafters.levels import LevelTree
 from specblock.drafters.pairs import PairQueue
-from specblock.drafters.shortlist import best_logits
+from specblock.drafters.proposal import Proposal
+from specblock.drafters.together import Drafting, alone
 from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 
@@ -31,10 +33,10 @@ _PREFILL_CHUNK = 256
 
 @dataclass(frozen=True)
 class Level:
-    """One forward of n rows: ``hidden [n, H]`` and ``visible`` bool [n, T], the uncommitted entries
-    that a child may look at; ``depth`` of the nodes that the rows propose."""
+    """One forward of n rows: what it ``found``, and ``visible`` bool [n, T], the uncommitted
+    entries that a child may look at; ``depth`` of the nodes that the rows propose."""
 
-    hidden: Tensor
+    found: Found
     visible: Tensor
     depth: int
 
@@ -70,21 +72,20 @@ class Eagle3Drafter(PairQueue):
         self.forget_pairs()
         self._entries = 0  # committed pairs, and the sink before them
 
-    @torch.inference_mode()
-    def propose(
+    def drafting(
         self, root_token: int, budget: Budget, copied: DraftTree | None = None
-    ) -> DraftTree:
+    ) -> Drafting[Proposal]:
         """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
-        level = self.first_level()
-        tree = LevelTree(*self.candidates(level), budget.model)
+        level = yield from self.first_level()
+        tree = _begun(level, budget)
         for _ in range(self.depth):
             leaves, reached = tree.frontier(self.top_k)
             leaves = leaves[: budget.leaves(reached, len(leaves))]
             if leaves.numel() == 0:
                 break
-            level = self.next_level(level, tree.rows(leaves), tree.pool.tokens[leaves])
-            tree.add(leaves, *self.candidates(level))
-        return tree.choose(root_token, budget, self.max_nodes, copied)
+            level = yield from self.next_level(level, tree.rows(leaves), tree.pool.tokens[leaves])
+            tree.add(leaves, level.found.tokens, level.found.log_probs)
+        return tree.proposal(root_token, budget, self.max_nodes, copied)
 
     def shape_name(self) -> str:
         """Names the shape of the network and of the rounds, for keeping measured costs apart."""
@@ -108,22 +109,23 @@ class Eagle3Drafter(PairQueue):
         """
         self.reset(len(tokens) + max(pairs))
         self.observe(features, tokens)
-        first = self.first_level()
+        first = alone(self.first_level())
         entries, budget = self._entries, FixedBudget(8, 0)
-        grown = LevelTree(*self.candidates(first), budget.model)
+        grown = _begun(first, budget)
 
         def refresh(count: int) -> None:
             self._entries = entries  # the same place every time
             self.observe(features[:count], tokens[:count])
-            tree = LevelTree(*self.candidates(self.first_level()), budget.model)
-            tree.choose(0, budget, self.max_nodes)
+            tree = _begun(alone(self.first_level()), budget)
+            tree.proposal(0, budget, self.max_nodes).best(8)
 
         def later(count: int) -> None:
             self._entries = entries
             tree = copy(grown)  # a level more changes the tree
             starts = tree.frontier(count)[0]
-            level = self.next_level(first, tree.rows(starts), tree.pool.tokens[starts])
-            tree.add(starts, *self.candidates(level))
+            rows = tree.rows(starts), tree.pool.tokens[starts]
+            level = alone(self.next_level(first, *rows))
+            tree.add(starts, level.found.tokens, level.found.log_probs)
 
         sizes = sorted({*(count for count in leaves if count < self._width), self._width})
         return (
@@ -133,53 +135,54 @@ class Eagle3Drafter(PairQueue):
 
     # -- the network over the cache -------------------------------------------------------------
 
-    @torch.inference_mode()
-    def first_level(self) -> Level:
+    def first_level(self) -> Drafting[Level]:
         """Refresh the cache with the pending pairs; the prediction after the last of them."""
         features, tokens = self.take_pairs()
         if self._entries < self.model.offset:
-            key, value = self.model.sink_entry()
-            self._cache[0, :, :1], self._cache[1, :, :1] = (
-                key.transpose(0, 1),
-                value.transpose(0, 1),
-            )
-            self._entries = self.model.offset
+            self._write_sink()
         for start in range(0, len(tokens), _PREFILL_CHUNK):
             part = slice(start, start + _PREFILL_CHUNK)
-            hidden = self._refresh(features[part].to(self._cache.dtype), tokens[part])
-        nothing = torch.zeros(1, 0, dtype=torch.bool, device=hidden.device)
-        return Level(hidden, nothing, 1)
-
-    def _refresh(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """Append pairs; the hidden state ``[1, H]`` of the last one."""
-        layer, start = self.model.midlayer, self._entries
-        condition = self.model.condition(features)
-        x = self.model.inputs(condition, tokens)
-        cos, sin = self.model.rotary(torch.arange(start, start + len(x), device=x.device))
-        k, v = layer.self_attn.keys_values(x, cos, sin)
-        q = layer.self_attn.queries(x[-1:], cos[-1:], sin[-1:])
-        self._entries += len(x)
-        return layer.finish(condition[-1:], attend_cached(self._cache, start, q, k, v, None))
+            found = yield self._refresh(features[part], tokens[part])
+        nothing = torch.zeros(1, 0, dtype=torch.bool, device=tokens.device)
+        return Level(found, nothing, 1)
 
     @torch.inference_mode()
-    def next_level(self, level: Level, rows: Tensor, tokens: Tensor) -> Level:
+    def _write_sink(self) -> None:
+        for own, entry in zip(self._cache, self.model.sink_entry(), strict=True):
+            own[:, :1] = entry.transpose(0, 1)
+        self._entries = self.model.offset
+
+    def _refresh(self, features: Tensor, tokens: Tensor) -> Rows:
+        """More pairs; the last of them is predicted from."""
+        start, count = self._entries, len(tokens)
+        self._entries += count
+        positions = torch.arange(start, start + count, device=tokens.device)
+        return self._rows(
+            start=start, conditions=features, features=True, tokens=tokens, positions=positions,
+            mask=None, asked=1,
+        )  # fmt: skip
+
+    def next_level(self, level: Level, rows: Tensor, tokens: Tensor) -> Drafting[Level]:
         """The forward over nodes that ``rows`` (int64 [n]) of ``level`` proposed."""
-        count, start = len(rows), self._entries + level.visible.shape[1]
+        count = len(rows)
         own = torch.eye(count, dtype=torch.bool, device=rows.device)
         visible = torch.cat((level.visible[rows], own), dim=1)
-        condition = self.model.fed_back(level.hidden[rows])
-        mask = additive(F.pad(visible, (self._entries, 0), value=True), condition.dtype)
-        # the last committed pair is at `entries - 1`, its continuations follow
-        positions = torch.full_like(rows, self._entries - 1 + level.depth)
+        found = yield self._rows(
+            start=self._entries + level.visible.shape[1],
+            conditions=level.found.hidden[rows],
+            features=False,
+            tokens=tokens,
+            # the last committed pair is at `entries - 1`, its continuations follow
+            positions=torch.full_like(rows, self._entries - 1 + level.depth),
+            mask=additive(F.pad(visible, (self._entries, 0), value=True), self._cache.dtype),
+            asked=count,
+        )
+        return Level(found, visible, level.depth + 1)
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend_cached(self._cache, start, q, k, v, mask)
+    def _rows(self, **rows: Any) -> Rows:
+        return Rows(model=self.model, cache=self._cache, width=self._width, **rows)
 
-        hidden = self.model.run(condition, tokens, positions, attend)
-        return Level(hidden, visible, level.depth + 1)
 
-    def candidates(self, level: Level) -> tuple[Tensor, Tensor]:
-        """The best continuations of each row: target ids int64 [n, W], log-probabilities [n, W]."""
-        normed = self.model.norm(level.hidden)
-        top, ids, total = best_logits(self.model.lm_head, normed, self._width)
-        return self.model.to_target_ids(ids), top - total
+def _begun(level: Level, budget: Budget) -> LevelTree:
+    """The tree of the first level."""
+    return LevelTree(level.found.tokens, level.found.log_probs, budget.model)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
+from specblock.drafters.proposal import Proposal
+from specblock.drafters.together import Drafting, alone
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import trim
 
 
 class LookupDrafter:
@@ -51,14 +52,19 @@ class LookupDrafter:
         self._copies.observe(tokens)
         self._device = tokens.device
 
+    def drafting(
+        self, root_token: int, budget: Budget, copied: DraftTree | None = None
+    ) -> Drafting[Proposal]:
+        """A tree after the newest token; the root alone where nothing matches."""
+        yield from ()  # no forward
+        tree = copied or self._copies.tree(root_token, self._device)
+        return Proposal.of_tree(tree, budget.model)
+
     def propose(
         self, root_token: int, budget: Budget, copied: DraftTree | None = None
     ) -> DraftTree:
-        """A tree after the newest token; the root alone where nothing matches."""
-        tree = copied or self._copies.tree(root_token, self._device)
-        survival = budget.model.survival(tree.log_probs, tree.classes, tree.parents)
-        reached = survival[1:].sort(descending=True, stable=True).values
-        return trim(tree, survival, budget.nodes(reached))
+        """The tree of a text that is alone, as large as the budget says."""
+        return alone(self.drafting(root_token, budget, copied)).chosen(budget)
 
     def shape_name(self) -> str:
         """Names the rounds, for keeping measured costs apart."""

@@ -6,7 +6,8 @@ are the same everywhere at its depth, and its score is the sum of its own path's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,11 +18,74 @@ from specblock.drafters.layers import attend_cached
 from specblock.drafters.levels import LevelTree
 from specblock.drafters.pairs import PairQueue
 from specblock.drafters.parallel.model import ParallelModel
+from specblock.drafters.proposal import Proposal
 from specblock.drafters.shortlist import best_logits
+from specblock.drafters.together import Drafting, alone
 from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 
 _PREFILL_CHUNK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of one text, written to its cache; the last of them is predicted from.
+
+    A :class:`specblock.drafters.together.Forward`.
+
+    Attributes:
+        model: the network.
+        cache: the text's, ``[L, 2, kv_heads, entries, d]``.
+        start: where in it the pairs are written, the sink first where it is 0.
+        features: [n, F * H]. tokens: int64 [n], the token after each.
+        width: candidates per position.
+    """
+
+    model: ParallelModel
+    cache: Tensor
+    start: int
+    features: Tensor
+    tokens: Tensor
+    width: int
+
+    @property
+    def kind(self) -> Hashable:
+        return id(self.model), self.width
+
+    @staticmethod
+    @torch.inference_mode()
+    def compute(forwards: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]]:
+        """Of each the candidates of all K positions: int64 ``[K, W]``, log-probabilities."""
+        model, width = forwards[0].model, forwards[0].width
+        inputs = [pairs._inputs() for pairs in forwards]
+        sizes = [len(rows) for rows in inputs]
+        places = [pairs.start + torch.arange(n) for pairs, n in zip(forwards, sizes, strict=True)]
+        places = [own.to(inputs[0].device) for own in places]
+        masks = [_causal(own, inputs[0].dtype) for own in places]
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            rows = zip(forwards, q.split(sizes), k.split(sizes), v.split(sizes), masks, strict=True)
+            return torch.cat(
+                [attend_cached(own.cache[layer], own.start, *rest) for own, *rest in rows]
+            )
+
+        positions = torch.cat(places) + 1 - int(model.config.sink)
+        hidden = model.run(torch.cat(inputs), positions, attend)
+        ahead = model.ahead(torch.stack([own[-1] for own in hidden.split(sizes)]))
+        top, ids, total = best_logits(model.lm_head, model.norm(ahead), width)
+        return list(zip(model.to_target_ids(ids), top - total, strict=True))
+
+    def _inputs(self) -> Tensor:
+        features = self.features.to(self.cache.dtype)
+        return self.model.inputs(features, self.tokens, first=self.start == 0)
+
+
+def _causal(places: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The mask of rows at these places of a cache; None for a single one."""
+    if len(places) == 1:
+        return None
+    keys = torch.arange(int(places[-1]) + 1, device=places.device)
+    return additive(keys[None] <= places[:, None], dtype)
 
 
 class ParallelDrafter(PairQueue):
@@ -50,12 +114,18 @@ class ParallelDrafter(PairQueue):
         self.forget_pairs()
         self._entries = 0  # committed pairs, and the sink before them
 
-    @torch.inference_mode()
-    def propose(
+    def drafting(
         self, root_token: int, budget: Budget, copied: DraftTree | None = None
-    ) -> DraftTree:
+    ) -> Drafting[Proposal]:
         """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
-        return self._tree(self.refresh(), root_token, budget, copied)
+        tokens, log_probs = yield from self.refresh()
+        tree = LevelTree(tokens[:1], log_probs[:1], budget.model)
+        for depth in range(1, len(tokens)):
+            # a node outside a level's best `max_nodes` has as many better ones before it
+            leaves = tree.frontier(self.max_nodes)[0]
+            shape = (len(leaves), self.width)
+            tree.add(leaves, tokens[depth].expand(shape), log_probs[depth].expand(shape))
+        return tree.proposal(root_token, budget, self.max_nodes, copied)
 
     def shape_name(self) -> str:
         """Names the shape of the network and of the rounds, for keeping measured costs apart."""
@@ -79,51 +149,28 @@ class ParallelDrafter(PairQueue):
         """
         self.reset(len(tokens) + max(pairs))
         self.observe(features, tokens)
-        self.refresh()
+        alone(self.refresh())
         entries, budget = self._entries, FixedBudget(8, 0)
 
         def forward(count: int) -> None:
             self._entries = entries  # the same place every time
             self.observe(features[:count], tokens[:count])
-            self._tree(self.refresh(), 0, budget)
+            self.propose(0, budget)
 
         return {count: partial(forward, count) for count in pairs}, {}
 
     # -- the network over the cache -------------------------------------------------------------
 
-    @torch.inference_mode()
-    def refresh(self) -> Tensor:
-        """Append the pending pairs; the hidden states ``[K, H]`` ahead of the last of them."""
+    def refresh(self) -> Drafting[tuple[Tensor, Tensor]]:
+        """Append the pending pairs; the candidates of all K positions after the last of them:
+        target ids int64 ``[K, W]`` and log-probabilities."""
         features, tokens = self.take_pairs()
         for start in range(0, len(tokens), _PREFILL_CHUNK):
             part = slice(start, start + _PREFILL_CHUNK)
-            hidden = self._append(features[part].to(self._cache.dtype), tokens[part])
-        return self.model.ahead(hidden[-1])
-
-    def _append(self, features: Tensor, tokens: Tensor) -> Tensor:
-        x = self.model.inputs(features, tokens, first=self._entries == 0)
-        start, places = self._entries, torch.arange(self._entries, self._entries + len(x))
-        places = places.to(x.device)
-        mask = None
-        if len(x) > 1:
-            keys = torch.arange(start + len(x), device=x.device)
-            mask = additive(keys[None] <= places[:, None], x.dtype)
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend_cached(self._cache[layer], start, q, k, v, mask)
-
-        self._entries += len(x)
-        return self.model.run(x, places + 1 - int(self.model.config.sink), attend)
-
-    def _tree(
-        self, hidden: Tensor, root_token: int, budget: Budget, copied: DraftTree | None = None
-    ) -> DraftTree:
-        top, ids, total = best_logits(self.model.lm_head, self.model.norm(hidden), self.width)
-        log_probs, tokens = top - total, self.model.to_target_ids(ids)
-        tree = LevelTree(tokens[:1], log_probs[:1], budget.model)
-        for depth in range(1, len(tokens)):
-            # a node outside a level's best `max_nodes` has as many better ones before it
-            leaves = tree.frontier(self.max_nodes)[0]
-            shape = (len(leaves), self.width)
-            tree.add(leaves, tokens[depth].expand(shape), log_probs[depth].expand(shape))
-        return tree.choose(root_token, budget, self.max_nodes, copied)
+            pairs = Pairs(
+                self.model, self._cache, self._entries, features[part], tokens[part], self.width
+            )
+            sink = int(self.model.config.sink and self._entries == 0)
+            self._entries += len(pairs.tokens) + sink
+            found = yield pairs
+        return found

@@ -11,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from specblock.drafters.base import Budget, FixedBudget
-from specblock.drafters.choice import choose_tree
-from specblock.drafters.layers import attend_cached
 from specblock.drafters.pairs import PairQueue
-from specblock.drafters.shortlist import best_logits
-from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
+from specblock.drafters.proposal import Proposal
+from specblock.drafters.specblock.entries import Entries
+from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.together import Drafting, alone
 from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
@@ -89,12 +90,11 @@ class SpecBlockDrafter(PairQueue):
         self._positions = 0  # committed pairs
         self._entries = 0  # their cache entries, the sink included
 
-    @torch.inference_mode()
-    def propose(
+    def drafting(
         self, root_token: int, budget: Budget, copied: DraftTree | None = None
-    ) -> DraftTree:
+    ) -> Drafting[Proposal]:
         """A tree from the pairs observed so far, the last of which ends in ``root_token``."""
-        first = self.first_block()
+        first = yield from self.first_block()
         factors = branching_factors(first.candidates, self.policy, first_block=True)
         pool = first_pool(first.candidates, self.policy, factors)
         generations = [first]
@@ -102,11 +102,11 @@ class SpecBlockDrafter(PairQueue):
             leaves, valid = self._leaves(pool, factors, budget)
             if leaves.numel() == 0:
                 break
-            generations.append(self.next_blocks(pool, leaves, generations))
+            generations.append((yield from self.next_blocks(pool, leaves, generations)))
             newest = generations[-1].candidates
             factors = branching_factors(newest, self.policy, first_block=False)
             pool = deduplicate(extend(pool, leaves, valid, newest, self.policy, factors))
-        return self._tree(pool, root_token, budget, copied)
+        return self._proposal(pool, root_token, budget, copied)
 
     def _leaves(self, pool: NodePool, factors: Tensor, budget: Budget) -> tuple[Tensor, Tensor]:
         """The nodes that start blocks, those where the walk most likely ends first."""
@@ -119,10 +119,11 @@ class SpecBlockDrafter(PairQueue):
         chosen = order[:count]
         return leaves[chosen], valid[chosen]
 
-    def _tree(
+    def _proposal(
         self, pool: NodePool, root_token: int, budget: Budget, copied: DraftTree | None = None
-    ) -> DraftTree:
-        return choose_tree(pool, pool.blocks > 0, root_token, budget, self.max_nodes, copied)
+    ) -> Proposal:
+        later = pool.blocks > 0
+        return Proposal.of_pool(pool, later, root_token, budget.model, self.max_nodes, copied)
 
     def shape_name(self) -> str:
         """Names the shape of the network and of the rounds, for keeping measured costs apart."""
@@ -148,7 +149,7 @@ class SpecBlockDrafter(PairQueue):
         """
         self.reset(len(tokens) + max(pairs) * 64)
         self.observe(features, tokens)
-        first = self.first_block()
+        first = alone(self.first_block())
         factors = branching_factors(first.candidates, self.policy, first_block=True)
         pool = first_pool(first.candidates, self.policy, factors)
         entry, place = self._entries, self._positions
@@ -157,14 +158,14 @@ class SpecBlockDrafter(PairQueue):
         def refresh(count: int) -> None:
             self._entries, self._positions = entry, place  # the same place every time
             self.observe(features[:count], tokens[:count])
-            grown = first_pool(self.first_block().candidates, self.policy, factors)
+            grown = first_pool(alone(self.first_block()).candidates, self.policy, factors)
             self._leaves(grown, factors, budget)
-            self._tree(grown, 0, budget)
+            self._proposal(grown, 0, budget).best(8)
 
         def block(count: int) -> None:
             self._entries, self._positions = entry, place
             starts = torch.arange(count) % len(pool)
-            newest = self.next_blocks(pool, starts, [first]).candidates
+            newest = alone(self.next_blocks(pool, starts, [first])).candidates
             deduplicate(extend(pool, starts, starts >= 0, newest, self.policy))
 
         wanted = [count for count in leaves if count <= self.max_leaves]
@@ -175,94 +176,67 @@ class SpecBlockDrafter(PairQueue):
 
     # -- the network over the cache -------------------------------------------------------------
 
-    @torch.inference_mode()
-    def first_block(self) -> DraftBlocks:
+    def first_block(self) -> Drafting[DraftBlocks]:
         """Refresh the cache with the pending pairs; the block of the last of them."""
         features, tokens = self.take_pairs()
         for start in range(0, len(tokens), _PREFILL_CHUNK):
             stop = min(start + _PREFILL_CHUNK, len(tokens))
-            chunk = features[start:stop].to(self._cache.dtype), tokens[start:stop]
-            hidden = self._refresh(*chunk, last=stop == len(tokens))
+            last = stop == len(tokens)
+            hidden, candidates = yield self._refresh(features[start:stop], tokens[start:stop], last)
         visible = torch.ones(1, self._slots, self._slots, dtype=torch.bool, device=hidden.device)
-        return self._blocks(hidden[None], visible.tril())
+        return DraftBlocks(hidden, candidates, visible.tril())
 
-    def _refresh(self, features: Tensor, tokens: Tensor, last: bool) -> Tensor:
-        """Append pairs; the hidden states ``[K, H]`` of the last one's slots if ``last``."""
-        model, kept = self.model, self._kept
-        condition = model.input_layer.condition(features)
-        count = len(tokens)
+    def _refresh(self, features: Tensor, tokens: Tensor, last: bool) -> Entries:
+        """The entries of more pairs; with all K slots of the last one if ``last``."""
+        count, kept = len(tokens), self._kept
+        places = torch.arange(count, device=tokens.device)
+        pairs = places.repeat_interleave(kept)
         slots = torch.arange(kept, device=tokens.device).repeat(count)
-        places = torch.arange(self._positions, self._positions + count, device=tokens.device)
-        positions = places.repeat_interleave(kept) + 1 + slots
         if last and kept < self._slots:
-            x = model.input_layer(condition[-1:], tokens[-1:], self._slots)[0]
-            if count > 1:
-                earlier = model.input_layer(condition[:-1], tokens[:-1], kept)
-                x = torch.cat((earlier.flatten(0, 1), x))
             extra = torch.arange(kept, self._slots, device=tokens.device)
-            slots, positions = (
-                torch.cat((slots, extra)),
-                torch.cat((positions, places[-1] + 1 + extra)),
-            )
-        else:
-            x = model.input_layer(condition, tokens, kept).flatten(0, 1)
-        if model.config.sink and self._positions == 0:
-            x = torch.cat((model.sink[None].to(x.dtype), x))
+            pairs, slots = F.pad(pairs, (0, len(extra)), value=count - 1), torch.cat((slots, extra))
+        chosen = pairs * self._slots + slots
+        positions = self._positions + pairs + 1 + slots
+        sink = self.model.config.sink and self._positions == 0
+        if sink:
             slots, positions = F.pad(slots, (1, 0)), F.pad(positions, (1, 0))
             self._entries = 1
-        start = self._entries if self._positions else 0
-        rows = torch.arange(len(x), device=x.device)
-        previous = torch.where(slots > 0, rows - 1, rows)
+        start, rows = self._entries if self._positions else 0, len(slots)
         mask = None
-        if len(x) > 1:
-            keys = torch.arange(start + len(x), device=x.device)
-            mask = additive(keys[None] <= start + rows[:, None], x.dtype)
-        hidden = self._run(x, previous, positions, start, mask)
+        if rows > 1:
+            keys = torch.arange(start + rows, device=tokens.device)
+            mask = additive(keys[None] <= keys[start:, None], self._cache.dtype)
         self._positions += count
         self._entries += count * kept
-        return hidden[-self._slots :]
+        return self._forward(
+            start=start, conditions=features, features=True, tokens=tokens, chosen=chosen,
+            slots=slots, positions=positions, mask=mask, blocks=int(last), sink=sink,
+        )  # fmt: skip
 
-    @torch.inference_mode()
     def next_blocks(
         self, pool: NodePool, leaves: Tensor, generations: list[DraftBlocks]
-    ) -> DraftBlocks:
+    ) -> Drafting[DraftBlocks]:
         """One block at each leaf (int64 [n], indices into the pool), in one forward."""
         count, slots = len(leaves), self._slots
         number, slot = pool.blocks[leaves], pool.slots[leaves]
         earlier = sum(len(blocks.hidden) for blocks in generations) * slots
-        hidden = torch.cat([blocks.hidden for blocks in generations])
+        hidden = torch.cat([blocks.hidden for blocks in generations])[number, slot]
         visible = torch.cat(
             [F.pad(b.visible, (0, earlier - b.visible.shape[-1])) for b in generations]
         )[number, slot]
-        x = self.model.input_layer(hidden[number, slot], pool.tokens[leaves], slots)
-        rows = torch.arange(count * slots, device=x.device)
-        own = torch.eye(count, dtype=torch.bool, device=x.device)
-        causal = torch.ones(slots, slots, dtype=torch.bool, device=x.device).tril()
+        own = torch.eye(count, dtype=torch.bool, device=hidden.device)
+        causal = torch.ones(slots, slots, dtype=torch.bool, device=hidden.device).tril()
         own = (own[:, None, :, None] & causal[None, :, None, :]).view(count, slots, -1)
         behind = torch.cat((visible[:, None].expand(-1, slots, -1), own), dim=-1)
         base = self._entries - self._kept  # the last position's slots are block 1's entries
         mask = F.pad(behind.flatten(0, 1), (base, 0), value=True)
-        positions = self._positions + torch.arange(slots, device=x.device).repeat(count)
-        previous = torch.where(rows % slots > 0, rows - 1, rows)
-        start = base + earlier
-        states = self._run(x.flatten(0, 1), previous, positions, start, additive(mask, x.dtype))
-        return self._blocks(states.view(count, slots, -1), behind)
+        every = torch.arange(count * slots, device=hidden.device)
+        states, candidates = yield self._forward(
+            start=base + earlier, conditions=hidden, features=False, tokens=pool.tokens[leaves],
+            chosen=every, slots=every % slots, positions=self._positions + every % slots,
+            mask=additive(mask, self._cache.dtype), blocks=count, sink=False,
+        )  # fmt: skip
+        return DraftBlocks(states, candidates, behind)
 
-    def _run(
-        self, x: Tensor, previous: Tensor, positions: Tensor, start: int, mask: Tensor | None
-    ) -> Tensor:
-        """Entries ``x [R, H]`` written at ``start``; hidden states ``[R, H]``."""
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend_cached(self._cache[layer], start, q, k, v, mask)
-
-        return self.model.run(x, lambda rows: rows[previous], positions, attend)
-
-    def _blocks(self, hidden: Tensor, visible: Tensor) -> DraftBlocks:
-        """Candidates of the slots ``hidden [B, K, H]``."""
-        normed = self.model.norm(hidden)
-        top, ids, total = best_logits(self.model.lm_head, normed, RANK_TOP)
-        log_probs = top[..., : self._width] - total
-        tokens = self.model.to_target_ids(ids[..., : self._width])
-        rank = self.model.rank_logits_of_top(normed, top).argmax(-1)
-        return DraftBlocks(hidden, BlockCandidates(tokens, log_probs, rank), visible)
+    def _forward(self, **rows: Any) -> Entries:
+        return Entries(model=self.model, cache=self._cache, width=self._width, **rows)

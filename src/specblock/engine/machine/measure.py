@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from specblock.drafters.base import Drafter
+from specblock.drafters.base import Drafter, FixedBudget
+from specblock.drafters.together import together
 from specblock.engine.machine.round_costs import fitted_to_rounds, typical
 from specblock.kernels.deadline import Deadline, OutOfTimeError
 from specblock.target.model import Target
@@ -22,6 +24,7 @@ DRAFT_PAIRS = (1, 2, 4, 8)
 DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
 _CONTEXT = 256  # positions in the caches while measuring
 _TURNS = 12
+_TOGETHER = 4  # texts that draft in one call
 _LEAST_SIZES = 3  # from which a table can be continued
 _CHANGES = 0.5  # of the trees follow a plain step, the others a tree
 _TARGET_SHARE, _BLOCKS_SHARE = 0.55, 0.3  # of the time that is left
@@ -84,6 +87,9 @@ def measure_believably(
         draft_next = time_in_turns(later, target, deadline=own).settled
         on_step("whole rounds")
         table = CostTable(verify, draft_first, draft_next)
+        drafting = time_in_turns(_together(drafter, features, prompt), target, deadline=own)
+        more = drafting.settled[_TOGETHER] - table.draft_first_seconds(_TOGETHER)
+        table = replace(table, draft_text=max(0.0, more / (_TOGETHER - 1)))
         table = fitted_to_rounds(table, target, drafter, prompt.tolist(), deadline)
     more = {
         rows: _CHANGES * max(0.0, timing.changed[rows] - verify[rows])
@@ -92,6 +98,23 @@ def measure_believably(
     }
     costs = {rows: verify[rows] + more.get(rows, 0.0) for rows in verify}
     return replace(table, target=costs), timing.scatter
+
+
+def _together(drafter: Drafter, features: Tensor, tokens: Tensor) -> dict[int, Callable[[], None]]:
+    """A first block for so many texts at once, a new pair each, growing the trees included."""
+    texts = [drafter.another() for _ in range(_TOGETHER)]
+    for text in texts:
+        text.reset(len(tokens) + 4 * _TURNS)
+        text.observe(features, tokens)
+    budget = FixedBudget(8, 0)
+
+    def draft() -> None:
+        for text in texts:
+            text.observe(features[:1], tokens[:1])
+        for proposal in together([text.drafting(int(tokens[0]), budget) for text in texts]):
+            proposal.chosen(budget)
+
+    return {_TOGETHER: draft}
 
 
 def _call(function: Callable, *arguments) -> Callable[[], None]:

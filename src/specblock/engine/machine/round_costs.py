@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -90,4 +91,4 @@ def fitted_to_rounds(
     if asked > 0:
         longer = min(_MOST, max(_LEAST, (every - first) / asked))
         draft_next = {count: longer * taken for count, taken in draft_next.items()}
-    return CostTable(table.target, table.draft_first, draft_next, overhead)
+    return replace(table, draft_next=draft_next, overhead=overhead)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.engine.drafting import draft, report, start
+from specblock.engine.drafting import Round, draft_all, start
 from specblock.training.features.reader import Sequence
 from specblock.tree.accept import follow
 from specblock.tree.draft_tree import DraftTree
@@ -48,10 +48,11 @@ def simulate(
     start(drafter, budget, copies, shown, len(truth) - prompt, features[:prompt])
     known, rounds, counted = prompt, 0, 0
     while known < len(truth):
-        tree, asked = draft(drafter, budget, copies, truth[known - 1], device)
+        own = Round(drafter, budget, copies, truth[known - 1], device)
+        (tree,) = draft_all([own], 1)
         accepted, trials = walk(tree, truth[known:])
         fresh = slice(known, min(known + accepted + 1, len(truth)))
-        report(budget, copies, tree, asked, truth[fresh], trials, features[fresh])
+        own.report(tree, truth[fresh], trials, features[fresh])
         rounds += 1
         counted += fresh.stop - known
         drafter.observe(features[fresh], tokens[fresh])
