@@ -46,7 +46,11 @@ def _direct(weight: Tensor, bias: Tensor | None, _pack: Tensor, _rows: int) -> P
 
 def _transposed(weight: Tensor, bias: Tensor | None, _pack: Tensor, rows: int) -> Product:
     def product(x: Tensor) -> Tensor:
-        out = torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous()
+        flat = x.reshape(rows, -1)
+        # Of one column MKL makes a product of a matrix and a vector, as `direct` is, which some
+        # processors compute in one thread; two columns are divided among all, and are quicker.
+        columns = torch.cat((flat, flat)).t() if rows == 1 else flat.t()
+        out = torch.mm(weight, columns)[:, :rows].t().contiguous()
         out = out if bias is None else out + bias
         return out.view(*x.shape[:-1], -1)
 

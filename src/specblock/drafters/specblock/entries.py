@@ -57,8 +57,9 @@ class Entries:
 
     @staticmethod
     @torch.inference_mode()
-    def compute(forwards: Sequence[Entries]) -> list[tuple[Tensor, BlockCandidates]]:
-        """Of each the hidden states ``[B, K, H]`` and the candidates of its blocks."""
+    def compute(forwards: Sequence[Entries]) -> list[tuple[Tensor, BlockCandidates | None]]:
+        """Of each the hidden states ``[B, K, H]`` and the candidates of its blocks; None where
+        nothing is predicted."""
         model, width = forwards[0].model, forwards[0].width
         sizes = [len(forward.slots) for forward in forwards]
         slots = torch.cat([forward.slots for forward in forwards])
@@ -81,6 +82,8 @@ class Entries:
             own[len(own) - count * slots_of_block :].unflatten(0, (count, slots_of_block))
             for own, count in zip(hidden.split(sizes), counts, strict=True)
         ]
+        if not any(counts):
+            return [(own, None) for own in ends]
         candidates = _candidates(model, torch.cat(ends), width)
         return list(zip(ends, candidates.split(counts), strict=True))
 
