@@ -44,8 +44,8 @@ class BudgetController:
     Without a clock to heed, equal rounds lead to equal choices.
     """
 
-    # Worth at least so many times its cost, whatever was learned: with no copies at hand the
-    # network is always asked, with weak ones nearly always.
+    # Worth at least so many times its cost where all texts ask, whatever was learned: with no
+    # copies at hand the network is then always asked, with weak ones nearly always.
     LEAST_WORTH = 1.25
     shares = True  # nodes are chosen together with those of other texts
 
@@ -142,13 +142,14 @@ class BudgetController:
     @property
     def _plain_share(self) -> float:
         """Seconds of a plain step that one of its texts answers for."""
-        return self.costs.target_seconds(self._texts) / self._texts
+        return self.costs.target_seconds(self._texts, self._texts) / self._texts
 
     def _affordable(self, spent: float) -> int:
         """How many nodes the account covers, after so many seconds, if none is accepted."""
-        without = self.costs.target_seconds(self._rows)
+        without = self.costs.target_seconds(self._rows, self._texts)
         seconds = (without + self.account.left * self._plain_share) / self.drag.factor
-        return self.costs.nodes_within(seconds - spent - self.costs.overhead, self._rows)
+        others = without - self.costs.target_seconds(self._rows)
+        return self.costs.nodes_within(seconds - others - spent - self.costs.overhead, self._rows)
 
     def _start(self, copied: DraftTree | None) -> None:
         self._leaves, self._leaf_mass = [], 0.0
@@ -177,7 +178,8 @@ class BudgetController:
         """Whether what the network may add to the copies is worth its time."""
         # the backlog is due anyway
         cost = self.price * self.costs.draft_first_seconds(1, self._asking)
-        return max(self.asking_gain, self.LEAST_WORTH * cost) * self._ending >= cost
+        least = self.LEAST_WORTH * cost if self._asking == self._texts else 0.0
+        return max(self.asking_gain, least) * self._ending >= cost
 
     def copies(self) -> DraftTree | None:
         """What to verify of the copies in a round without the network; None: nothing."""
@@ -258,12 +260,13 @@ class BudgetController:
             tried: whether any of them was more than a plain step.
         """
         if self._learned.heed_clock:
-            self.drag.add(tried, seconds, self.costs.target_seconds(self._rows) + added)
+            plain = self.costs.target_seconds(self._rows, self._texts)
+            self.drag.add(tried, seconds, plain + added)
 
     def _book(self, tokens: int, nodes: int, drafting: float, tried: bool) -> None:
         """A round's account; of the rows for all texts this one answers for its own."""
-        without, rows = self.costs.target_seconds(self._rows), nodes + self._beside
-        more = self.costs.target_seconds(self._rows + rows) - without
+        without, rows = self.costs.target_seconds(self._rows, self._texts), nodes + self._beside
+        more = self.costs.target_seconds(self._rows + rows, self._texts) - without
         added = drafting + more * nodes / max(1, rows) + (self.costs.overhead if tried else 0.0)
         self._booked = (tried, added)
         if tried:

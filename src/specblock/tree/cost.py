@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 _TABLES = ("target", "draft_first", "draft_next")
+_BEYOND = ("overhead", "target_text", "draft_text")
 
 
 class _Curve:
@@ -67,18 +68,20 @@ class CostTable:
         draft_first: newly committed pairs -> seconds of the drafter's refresh and first block.
         draft_next: leaves -> seconds of a later block that starts at so many.
         overhead: what a speculating round takes beyond its forwards, compared with a plain step.
-        draft_text: what every further text adds to a drafter's call for many, beyond its rows.
+        target_text, draft_text: what every further text adds to a call of the target or of the
+            drafter for many, beyond its rows.
     """
 
     target: Mapping[int, float]
     draft_first: Mapping[int, float] = field(default_factory=dict)
     draft_next: Mapping[int, float] = field(default_factory=dict)
     overhead: float = 0.0
+    target_text: float = 0.0
     draft_text: float = 0.0
 
     def __post_init__(self) -> None:
-        beyond = min(self.overhead, self.draft_text), max(self.overhead, self.draft_text)
-        if not self.target_seconds(1) > 0 or not 0 <= beyond[0] <= beyond[1] < math.inf:
+        beyond = all(0 <= getattr(self, name) < math.inf for name in _BEYOND)
+        if not self.target_seconds(1) > 0 or not beyond:
             raise ValueError("A cost table needs target seconds and an overhead of 0 or more.")
         self.round_seconds(1, (1,), 0)  # refuses bad numbers in the other tables
 
@@ -86,8 +89,9 @@ class CostTable:
     def _curves(self) -> dict[str, _Curve]:
         return {name: _Curve(name, getattr(self, name)) for name in _TABLES}
 
-    def target_seconds(self, rows: int) -> float:
-        return self._curves["target"].at(rows)
+    def target_seconds(self, rows: int, texts: int = 1) -> float:
+        """Of a forward over ``rows`` of ``texts``."""
+        return self._curves["target"].at(rows) + (texts - 1) * self.target_text
 
     def draft_first_seconds(self, pairs: int, texts: int = 1) -> float:
         """Of one of ``texts`` that draft together, each with so many pairs."""
@@ -120,13 +124,13 @@ class CostTable:
 
     def to_dict(self) -> dict:
         """Plain numbers, fit for JSON; `from_dict` also takes the string keys that JSON makes."""
-        beyond = {"overhead": self.overhead, "draft_text": self.draft_text}
-        return {**{name: dict(getattr(self, name)) for name in _TABLES}, **beyond}
+        tables = {name: dict(getattr(self, name)) for name in _TABLES}
+        return {**tables, **{name: getattr(self, name) for name in _BEYOND}}
 
     @staticmethod
     def from_dict(state: Mapping) -> CostTable:
         tables = ({int(n): float(s) for n, s in state[name].items()} for name in _TABLES)
-        return CostTable(*tables, float(state["overhead"]), float(state.get("draft_text", 0.0)))
+        return CostTable(*tables, *(float(state.get(name, 0.0)) for name in _BEYOND))
 
 
 def choose_nodes(

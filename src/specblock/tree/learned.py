@@ -44,5 +44,5 @@ class Learned:
 
     def price(self, texts: int) -> float:
         """Tokens that a second of a step of so many texts is worth, at least the plain rate."""
-        plain = texts / self.costs.target_seconds(texts)
+        plain = texts / self.costs.target_seconds(texts, texts)
         return max(1.0, self.means(texts).speedup.ratio) * plain

@@ -33,7 +33,7 @@ from specblock.tree.cost import CostTable
 
 FIRST_SECONDS = 12.0  # of a calibration that somebody waits for
 _ROUTES_SHARE = 0.4  # of the time there is
-_TABLES = 2  # counts what is measured: older calibrations lack a part
+_TABLES = 3  # counts what is measured: older calibrations lack a part
 _BELIEVED = 1.5  # times the least: a median call beyond that was measured on a busy machine
 _log = logging.getLogger("specblock")
 

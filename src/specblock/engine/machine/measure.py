@@ -27,7 +27,7 @@ _TURNS = 12
 _TOGETHER = 4  # texts that draft in one call
 _LEAST_SIZES = 3  # from which a table can be continued
 _CHANGES = 0.5  # of the trees follow a plain step, the others a tree
-_TARGET_SHARE, _BLOCKS_SHARE = 0.55, 0.3  # of the time that is left
+_TARGET_SHARE, _COMPANY_SHARE, _BLOCKS_SHARE = 0.5, 0.1, 0.3  # of the time that is left
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,10 @@ def measure_believably(
     share = 1.0 if drafter is None else _TARGET_SHARE
     timing = time_in_turns(calls, target, calls[1], deadline.part(share))
     verify = timing.settled
-    table = CostTable(verify)
+    own = deadline.part(_COMPANY_SHARE)
+    company = time_in_turns(_company(target, prompt), target, deadline=own).settled[_TOGETHER]
+    more = max(0.0, company - CostTable(verify).target_seconds(_TOGETHER)) / (_TOGETHER - 1)
+    table = CostTable(verify, target_text=more)
     if drafter is not None:
         on_step("the drafter's blocks")
         first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
@@ -86,7 +89,7 @@ def measure_believably(
         draft_first = time_in_turns(first, target, deadline=own).settled
         draft_next = time_in_turns(later, target, deadline=own).settled
         on_step("whole rounds")
-        table = CostTable(verify, draft_first, draft_next)
+        table = replace(table, draft_first=draft_first, draft_next=draft_next)
         drafting = time_in_turns(_together(drafter, features, prompt), target, deadline=own)
         more = drafting.settled[_TOGETHER] - table.draft_first_seconds(_TOGETHER)
         table = replace(table, draft_text=max(0.0, more / (_TOGETHER - 1)))
@@ -98,6 +101,16 @@ def measure_believably(
     }
     costs = {rows: verify[rows] + more.get(rows, 0.0) for rows in verify}
     return replace(table, target=costs), timing.scatter
+
+
+def _company(target: Target, prompt: Tensor) -> dict[int, Callable[[], object]]:
+    """A plain step of so many texts."""
+    texts = [target.open(len(prompt) + 2) for _ in range(_TOGETHER)]
+    for text in texts:
+        target.run([target.prompt_piece(text, prompt, prompt)])
+        text.cache.advance(len(prompt))
+    roots = [DraftTree.root_only(0, target.device)] * _TOGETHER
+    return {_TOGETHER: lambda: target.verify_all(texts, roots)}
 
 
 def _together(drafter: Drafter, features: Tensor, tokens: Tensor) -> dict[int, Callable[[], None]]:
