@@ -72,7 +72,8 @@ def test_in_company_no_text_costs_more_than_its_account(seed):
     texts, rows = source.randint(2, 6), source.uniform(0.5, 3)
     costs = CostTable(
         {1: rows, 96: rows + source.uniform(0, 30)}, {1: source.random(), 96: 2.0},
-        {1: source.random(), 96: 2.0}, source.uniform(0, 0.3), source.uniform(0, 0.2), source.uniform(0, 0.1),
+        {1: source.random(), 96: 2.0},
+        *(source.uniform(0, most) for most in (0.3, 0.2, 0.1)),
     )  # fmt: skip
     plain_share = costs.target_seconds(texts, texts) / texts
     first = BudgetController(costs)
