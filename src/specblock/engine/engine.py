@@ -107,6 +107,7 @@ class Engine:
     def __init__(self, target: Target, most_running: int = 16, most_positions: int | None = None):
         self.target = target
         self.most_running, self.most_positions = most_running, most_positions
+        self.steps = 0  # so many were computed
         self.lock = RLock()  # of what follows; held for moments
         self._left: deque[Request] = deque()  # dropped, and not dismissed yet
         self._stepping = Lock()  # held by the thread that computes
@@ -176,6 +177,7 @@ class Engine:
             running = list(self._running)
             if not running:
                 return
+            self.steps += 1
             try:
                 found = step(self.target, [request.sequence for request in running])
             except BaseException as error:

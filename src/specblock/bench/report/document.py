@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from specblock.bench.load.report import is_load, load_markdown, read_load
 from specblock.bench.measure.rows import Row
 from specblock.bench.report.evaluations import evaluation_markdown, is_evaluation, read_evaluation
 from specblock.bench.report.streams import is_stream, read_stream, stream_markdown
@@ -56,6 +57,8 @@ def read_report(path: str | Path) -> dict[str, Any]:
             return read_stream(report)
         if is_evaluation(report):
             return read_evaluation(report)
+        if is_load(report):
+            return read_load(report)
         rows = [Row.from_dict(row) for row in report["rows"]]
         costs = {name: CostTable.from_dict(t) for name, t in report.get("costs", {}).items()}
         names, seed = list(report["methods"]), report["settings"]["seed"]
@@ -76,7 +79,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
     """A report's figures by method, policy or drafter."""
-    kinds = ("policies", "drafters", "methods")
+    kinds = ("policies", "drafters", "methods", "load")
     return next(report[kind] for kind in kinds if kind in report)
 
 
@@ -86,6 +89,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         return stream_markdown(report)
     if is_evaluation(report):
         return evaluation_markdown(report)
+    if is_load(report):
+        return load_markdown(report)
     parts = [_measured_on(report), table(methods_rows(report)), table(rounds_rows(report))]
     pairs, tasks = pairs_rows(report), tasks_rows(report)
     if len(pairs) > 1:

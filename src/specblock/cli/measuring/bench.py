@@ -52,6 +52,13 @@ Budget = Annotated[
         help="measured: by this machine's costs where a method does; fixed: 60 nodes for all."
     ),
 ]
+Concurrency = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated numbers of clients that ask at the same time; methods are then "
+        "plain, specblock and transformers (its continuous batching).",
+    ),
+]
 
 
 @verb
@@ -74,8 +81,12 @@ def bench(
     threads: options.Threads = None,
     exact: options.Exact = None,
     budget: Budget = "measured",
+    concurrency: Concurrency = None,
 ) -> None:
-    """Measure methods against each other, interleaved prompt by prompt."""
+    """Measure methods against each other, interleaved prompt by prompt.
+
+    With --concurrency: many clients at once, by the engine and by transformers.
+    """
     from specblock.bench import load_suite, run
     from specblock.bench.suites.prompts import check_templates
 
@@ -84,6 +95,14 @@ def bench(
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     config = GenerationConfig(max_new_tokens=max_new_tokens, seed=seed, **sampling)
     chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
+    if concurrency is not None:
+        from specblock.cli.measuring.load import bench_load
+
+        bench_load(
+            concurrency, methods, chosen, prompts or "own", config, json_out,
+            model=model, drafter=drafter, dtype=dtype, device=device, threads=threads, exact=exact,
+        )  # fmt: skip
+        return
     earlier, placement = json_out if resume else None, (dtype, device, threads)
     field = open_field(model, methods, drafter or [], placement, exact, budget, earlier)
     check_templates(field.judge.tokenizer, chosen)

@@ -1,0 +1,72 @@
+"""``specblock bench --concurrency``: many clients at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from specblock.bench.suites.prompts import BenchPrompt
+from specblock.cli.support import say_step
+from specblock.config import GenerationConfig
+from specblock.errors import ConfigError
+
+
+def bench_load(
+    concurrency: str,
+    methods: str,
+    chosen: Sequence[BenchPrompt],
+    suite: str,
+    config: GenerationConfig,
+    out: Path | None,
+    **placement: Any,
+) -> None:
+    """Measure, and print the table."""
+    from specblock.bench.load.run import load_markdown, measure
+    from specblock.target.chat.template import chat_tokens
+
+    try:
+        clients = [int(part) for part in concurrency.split(",")]
+    except ValueError:
+        raise ConfigError("Give --concurrency as numbers of clients: 1,2,4.") from None
+    speculator = _load(**placement)
+    tokenizer = speculator.tokenizer
+    prompts = [chat_tokens(tokenizer, prompt.turns[0]) for prompt in chosen]
+    report = measure(
+        speculator,
+        prompts,
+        clients,
+        [name.strip() for name in methods.split(",")],
+        config,
+        suite=suite,
+        out=out,
+        progress=lambda turn: typer.echo(
+            f"{turn.concurrency} clients, {turn.method}: {turn.tokens / turn.seconds:.1f} tokens/s",
+            err=True,
+        ),
+    )
+    typer.echo(load_markdown(report), nl=False)
+
+
+def _load(
+    model: str, drafter: list[str] | None, dtype: str, device: str, threads: int | None,
+    exact: bool | None,
+) -> Any:  # fmt: skip
+    import torch
+
+    import specblock
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if len(drafter or []) > 1:
+        raise ConfigError("With --concurrency one --drafter is measured: name one folder.")
+    return specblock.load(
+        model,
+        drafter=drafter[0] if drafter else "auto",
+        dtype=dtype,
+        device=device,
+        exact=exact,
+        on_step=say_step,
+    )
