@@ -212,16 +212,17 @@ def test_no_more_run_than_may_and_all_are_served():
 
 def test_memory_is_a_limit_and_what_never_fits_is_refused_with_the_numbers():
     speculator = make()
-    speculator.engine.most_positions = 60
-    asked = prompts(6, longest=20)
-    used = []
-    step, engine = speculator.engine.step, speculator.engine
-    engine.step = lambda: (step(), used.append(sum(r.positions for r in engine._running)))
+    asked, used = prompts(6, longest=20), []
+    speculator.generate(asked[0], **LENGTH)  # now it is known how much a position takes
+    texts, engine = speculator.target.texts, speculator.engine
+    texts.most_bytes = 200 * texts._position_bytes
+    step = engine.step
+    engine.step = lambda: (step(), used.append(texts._held))
     found = [answer.token_ids for answer in speculator.generate(asked, **LENGTH)]
-    assert max(used) <= 60
+    assert max(used) <= 200
     assert found == alone(make(), asked)
-    with pytest.raises(SpecBlockError, match="needs 74 positions and the engine has 60"):
-        speculator.generate([5] * 50, **LENGTH)
+    with pytest.raises(SpecBlockError, match=r"needs \d+ positions and .* memory holds 200"):
+        speculator.generate([5] * 170, **LENGTH)
 
 
 def tensors():

@@ -74,7 +74,7 @@ class Answer(Request[Chunk]):
         ends: frozenset[int],
         adaptation: Learner | None = None,
     ):
-        super().__init__(ids, config.max_new_tokens)
+        super().__init__(ids, config.max_new_tokens, 0 if seats is None else seats.nodes)
         self._params, self._seats, self._seat = params, seats, Seat(None, None, None)
         self._text, self._ends = text, ends
         self._adaptation, self._observer = adaptation, None

@@ -33,11 +33,11 @@ class Request(ABC, Generic[T]):
     Args:
         prompt: token ids.
         room: most new tokens.
+        nodes: most draft nodes of a round.
     """
 
-    def __init__(self, prompt: list[int], room: int):
-        self.prompt, self.room = prompt, room
-        self.positions = len(prompt) + room  # of the target's cache that it may need
+    def __init__(self, prompt: list[int], room: int, nodes: int = 0):
+        self.prompt, self.room, self.nodes = prompt, room, nodes
         self.sequence: Sequence | None = None
         self.pieces: deque[T] = deque()
         self.error: Exception | None = None
@@ -101,12 +101,14 @@ class Engine:
     Args:
         target: what writes them.
         most_running: texts that are written at the same time; others wait.
-        most_positions: of all their caches together; None sets no limit.
+        memory: bytes of all their caches together, and of those of ended texts; None leaves the
+            target's limit, an eighth of what was free (:mod:`specblock.target.memory`).
     """
 
-    def __init__(self, target: Target, most_running: int = 16, most_positions: int | None = None):
-        self.target = target
-        self.most_running, self.most_positions = most_running, most_positions
+    def __init__(self, target: Target, most_running: int = 16, memory: int | None = None):
+        self.target, self.most_running = target, most_running
+        if memory is not None:
+            target.texts.most_bytes = memory
         self.steps = 0  # so many were computed
         self.lock = RLock()  # of what follows; held for moments
         self._left: deque[Request] = deque()  # dropped, and not dismissed yet
@@ -122,14 +124,24 @@ class Engine:
             SpecBlockError: it needs more room than there will ever be.
         """
         check_prompt(request.prompt, self.target)
-        if self.most_positions is not None and request.positions > self.most_positions:
-            raise SpecBlockError(
-                f"The request needs {request.positions} positions and the engine has "
-                f"{self.most_positions}: ask for fewer new tokens, or allow more memory."
-            )
+        self._check_size(request)
         with self.lock:
             self._waiting.append(request)
         return Handle(self, request)
+
+    def _positions(self, request: Request) -> int:
+        """Of the target's cache that it may need."""
+        prompt = len(request.prompt)
+        room = min(request.room, self.target.context_length - prompt)
+        return prompt + room + request.nodes + 1
+
+    def _check_size(self, request: Request) -> None:
+        most, wanted = self.target.texts.most_positions, self._positions(request)
+        if most is not None and wanted > most:
+            raise SpecBlockError(
+                f"The request needs {wanted} positions and the engine's memory holds "
+                f"{most}: ask for fewer new tokens, or allow more memory."
+            )
 
     @property
     def busy(self) -> bool:
@@ -191,14 +203,13 @@ class Engine:
     def _admit(self) -> None:
         while True:
             with self.lock:
-                used = sum(request.positions for request in self._running)
-                fits = self._waiting and len(self._running) < self.most_running
-                if fits and self.most_positions is not None:
-                    fits = used + self._waiting[0].positions <= self.most_positions
-                if not fits:
+                if not self._waiting or len(self._running) >= self.most_running:
+                    return
+                if self._running and not self.target.texts.fits(self._positions(self._waiting[0])):
                     return
                 request = self._waiting.popleft()
             with Own() as own:
+                self._check_size(request)  # nothing may have been known when it was taken
                 request.sequence = request.begin(self.target)
             with self.lock:
                 if own.error is None:
@@ -218,7 +229,7 @@ class Engine:
             self._end(request, complete=error is None, error=error)
 
     def _end(self, request: Request, *, complete: bool, error: BaseException | None = None) -> None:
-        request.sequence.close()
+        request.sequence.close(sound=error is None)
         last = request.end(complete)
         with self.lock:
             self._running.remove(request)

@@ -16,6 +16,12 @@ class Seats:
         self._first = first
         self._free, self._lock = [first], Lock()
 
+    @property
+    def nodes(self) -> int:
+        """Most draft nodes of a round."""
+        drafter = self._first.drafter
+        return 0 if drafter is None else drafter.max_nodes
+
     def take(self) -> Seat:
         """A seat for a text."""
         with self._lock:

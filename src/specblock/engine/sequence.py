@@ -92,24 +92,33 @@ class Sequence:
         self._room = target.positions.room_after(len(prompt), max_new_tokens)
         self.finished, self._round = False, None
         self.error: Exception | None = None
-        self._shown: list[Tensor] = []  # features of the prompt's positions read so far
         self._prompt = torch.tensor(prompt, device=target.device)
         nodes = seat.drafter.max_nodes if seat.drafter else 0
         self.capacity = len(prompt) + self._room + nodes + 1
-        self.text: Text | None = target.open(self.capacity)
-        stats.prompt_tokens = len(prompt)
+        self.text: Text | None = target.open(self.capacity, self._prompt)
+        # features of all positions so far
+        self._shown: list[Tensor] = [] if self.text.known is None else [self.text.known]
+        stats.prompt_tokens, stats.cached_tokens = len(prompt), self.text.length
 
     @property
     def entering(self) -> bool:
         """Whether the target has not read all of the prompt yet."""
         return len(self.context) == self.prompt_length
 
-    def close(self) -> None:
-        """Give back what the target keeps of the text; a second time does no harm."""
+    def close(self, *, sound: bool = True) -> None:
+        """Give back what the target keeps of the text; a second time does no harm.
+
+        ``sound``: later texts may begin with its positions.
+        """
         self.finished = True
-        if self.text is not None:
+        if self.text is None:
+            return
+        if sound and self._shown:
+            tokens = torch.tensor(self.context[: self.text.length])
+            self.target.release(self.text, tokens, torch.cat(self._shown))
+        else:
             self.target.release(self.text)
-            self.text = None
+        self.text = None
 
     # -- the prompt -----------------------------------------------------------------------------
 
@@ -135,7 +144,6 @@ class Sequence:
         if self.seat.drafter is not None:
             self._start(features)
         self._is_end(root)
-        self._shown = []
         return [root]
 
     def _start(self, features: Tensor) -> None:
@@ -175,16 +183,15 @@ class Sequence:
         path = torch.tensor(accepted.path, device=self.target.device)
         self.target.commit(path, self.text)
         self.context += accepted.tokens
+        self._shown.append(output.features[path])
         if self._round is not None:
-            self._tell(tree, output, accepted, path)
+            self._tell(tree, output, accepted)
         self.stats.record(len(accepted.tokens), tree.num_draft)
         self.stats.new_tokens += len(accepted.tokens)
         return accepted.tokens
 
-    def _tell(
-        self, tree: DraftTree, output: TargetOutput, accepted: Acceptance, path: Tensor
-    ) -> None:
-        shown = output.features[path]
+    def _tell(self, tree: DraftTree, output: TargetOutput, accepted: Acceptance) -> None:
+        shown = self._shown[-1]
         self.seat.drafter.observe(shown, torch.tensor(accepted.tokens, device=self.target.device))
         if self.observer is not None:
             self.observer.verified(tree, output.logits, shown, accepted)

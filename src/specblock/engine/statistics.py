@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 class GenerationStats:
     """Counters of one generation; seconds are wall-clock.
 
+    ``cached_tokens`` of the prompt were known from an earlier text.
     ``rounds`` counts verifications, each of which yields at least one token.
     ``rounds_by_nodes[n]`` counts rounds that verified n draft nodes, plain ones left out.
     ``accepted_by_depth[d]`` counts rounds that accepted more than d draft tokens.
     """
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     new_tokens: int = 0
     rounds: int = 0
     speculative_rounds: int = 0

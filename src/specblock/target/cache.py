@@ -113,6 +113,23 @@ class PathCache(Cache):
             self._storages[signature] = Storage(tensor)
         return self._storages[signature].take()
 
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position in all layers; 0 before the first forward."""
+        tensors = [storage.tensor for storage in self._storages.values()]
+        return sum(t.numel() * t.element_size() for t in tensors) // self.capacity
+
+    def continue_from(self, other: PathCache, length: int) -> None:
+        """Begin with the first ``length`` positions of another cache of the same model."""
+        for own, theirs in zip(self.layers, other.layers, strict=True):
+            if theirs.is_initialized and not own.is_initialized:
+                values = theirs.values[..., : theirs.values.shape[-1] - self.exact]
+                own.lazy_initialization(theirs.keys[:, :, :0], values[:, :, :0])
+        pairs = zip(self._storages.values(), other._storages.values(), strict=True)
+        for mine, source in pairs:
+            mine.tensor[: mine.used, ..., :length, :] = source.tensor[: mine.used, ..., :length, :]
+        self.length = length
+
     def advance(self, count: int) -> None:
         """Commit the first ``count`` positions of the last forward (a chain, or a prompt)."""
         self.length += count

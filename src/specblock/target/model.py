@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from specblock.errors import ContextError, ModelError
+from specblock.errors import ContextError
 from specblock.kernels.linear import RoutedLinear
 from specblock.kernels.route_table import RouteTable
 from specblock.target import attention, invariant, masks
 from specblock.target.architecture.structure import cache_argument, forward_of, text_config
 from specblock.target.architecture.tap import FeatureTap
-from specblock.target.architecture.trial import hands_on_its_cache
+from specblock.target.architecture.trial import hands_on_its_cache, is_exact
 from specblock.target.architecture.verifiable import check_untested, check_verifiable
 from specblock.target.cache import PathCache
 from specblock.target.loan import Loan
+from specblock.target.memory import most_memory
 from specblock.target.pieces import Piece, TargetOutput, kept_rows, packed, split
 from specblock.target.positions import Positions
 from specblock.target.text import Text, TextPool
@@ -75,7 +76,7 @@ class Target:
         )
         self.watch: Callable[[int, float], None] | None = None  # rows and seconds of verifications
         self.text: Text | None = None  # what prefill, verify and commit speak of
-        self._pool = TextPool(self.config.num_hidden_layers)
+        self.texts = TextPool(self.config.num_hidden_layers, most_memory(self.device))
         self.positions = Positions(model)
         self._cache_name = cache_argument(forward_of(model))
         self._keeps = "logits_to_keep" in inspect.signature(forward_of(model)).parameters
@@ -83,28 +84,16 @@ class Target:
         self._reuses_keys = bool(getattr(self.config, "num_kv_shared_layers", 0))
         self._prompt_logits = 0 if self._reuses_keys and self.feature_layers else 1
         check_untested(self)
-        self.exact = self._is_exact(exact)
+        self.exact = is_exact(self, exact)
         self.loan.attention = self._attention()
-
-    def _is_exact(self, exact: bool | None) -> bool:
-        half = self.dtype in (torch.bfloat16, torch.float16)
-        wanted = half if exact is None else exact
-        if not wanted or (self.device.type == "cpu" and self._hands_on_its_cache):
-            return wanted
-        if exact:
-            raise ModelError(
-                "Verification can be made exact on the CPU alone, for models that run with sdpa "
-                "attention and keep keys and values as it reads them; leave exact out."
-            )
-        return False
 
     @cached_property
     def packs(self) -> bool:
         """Whether rows of several texts can be computed in one forward."""
-        return not self._reuses_keys and self._hands_on_its_cache
+        return not self._reuses_keys and self.hands_on_its_cache
 
     @cached_property
-    def _hands_on_its_cache(self) -> bool:
+    def hands_on_its_cache(self) -> bool:
         """Whether an attention of ours gets keys and values as the cache has them."""
         return self._replaces_attention and hands_on_its_cache(self, self._tap, self._cache_name)
 
@@ -182,15 +171,36 @@ class Target:
             self.release(former)
         self.text = self.open(capacity)
 
-    def open(self, capacity: int) -> Text:
-        """A new text with room for ``capacity`` positions, beside others that are open."""
-        self.begin()
-        return self._pool.open(capacity, self.exact, (self.device, self.dtype))
+    def open(self, capacity: int, prompt: Tensor | None = None) -> Text:
+        """A new text with room for ``capacity`` positions, beside others that are open.
 
-    def release(self, text: Text) -> None:
-        """A text's end: the next one may have its room."""
-        if text is not self.text:
-            self._pool.release(text)
+        Of a ``prompt`` (int64 [n]) it may hold the first positions already, where an ended text
+        began with the same tokens.
+        """
+        self.begin()
+        kind = self.device, self.dtype, self._weights_seen() if self._keeps_texts else None
+        return self.texts.open(capacity, self.exact, kind, prompt if self._keeps_texts else None)
+
+    def release(
+        self, text: Text, tokens: Tensor | None = None, features: Tensor | None = None
+    ) -> None:
+        """A text's end. With its int64 ``tokens [length]`` and ``features [length, F * H]`` later
+        ones may begin with its positions."""
+        if text is self.text:
+            return
+        if not self._keeps_texts:
+            tokens = features = None
+        self.texts.release(text, tokens, features)
+
+    @property
+    def _keeps_texts(self) -> bool:
+        """Whether positions of an ended text are those of another that begins like it: the model is
+        ours, so nobody changes it meanwhile, and no position depends on how long the text gets."""
+        return self.owned and self.positions.independent and not self._reuses_keys
+
+    def _weights_seen(self) -> int:
+        """Another number when a weight is another tensor, or was written to."""
+        return hash(tuple((p.data_ptr(), p._version) for p in self.model.parameters()))
 
     def prompt_piece(self, text: Text, ids: Tensor, prompt: Tensor) -> Piece:
         """The next ``ids`` of a ``prompt``, to be read together with other texts' rows."""

@@ -47,6 +47,11 @@ class Positions:
         restarts = self._switching and switch is not None and _restarts(model, switch)
         self.restart: int | None = switch if restarts else None
 
+    @property
+    def independent(self) -> bool:
+        """Whether no position's embedding depends on how long the text gets."""
+        return not self._switching
+
     def allow_any_length(self) -> None:
         """Let texts grow as long as the model can compute at all, as transformers does; a table of
         positions ends with the token after the last of them."""

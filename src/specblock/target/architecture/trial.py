@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from specblock.errors import ModelError
 from specblock.target import invariant
 from specblock.target.architecture.tap import FeatureTap
 from specblock.target.cache import PathCache
@@ -13,7 +14,7 @@ from specblock.target.cache import PathCache
 if TYPE_CHECKING:
     from specblock.target.model import Target
 
-__all__ = ["hands_on_its_cache"]
+__all__ = ["hands_on_its_cache", "is_exact"]
 
 
 @torch.inference_mode()
@@ -31,3 +32,20 @@ def hands_on_its_cache(target: Target, tap: FeatureTap, cache_name: str) -> bool
         target.loan.attention = usual
     tap.take()
     return bool(seen) and all(seen)
+
+
+def is_exact(target: Target, asked: bool | None) -> bool:
+    """Whether verification is exact: where it is ``asked`` for, and of itself in half precision.
+
+    Raises :class:`ModelError` where it is asked for and cannot be had.
+    """
+    half = target.dtype in (torch.bfloat16, torch.float16)
+    wanted = half if asked is None else asked
+    if not wanted or (target.device.type == "cpu" and target.hands_on_its_cache):
+        return wanted
+    if asked:
+        raise ModelError(
+            "Verification can be made exact on the CPU alone, for models that run with sdpa "
+            "attention and keep keys and values as it reads them; leave exact out."
+        )
+    return False
