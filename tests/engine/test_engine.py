@@ -16,7 +16,7 @@ from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.engine.speculator import Speculator
-from specblock.errors import ContextError, SpecBlockError
+from specblock.errors import ConfigError, ContextError, SpecBlockError
 from specblock.target.model import Target
 from specblock.tree.cost import CostTable
 from tests.engine.test_lossless import SAMPLERS
@@ -223,6 +223,31 @@ def test_memory_is_a_limit_and_what_never_fits_is_refused_with_the_numbers():
     assert found == alone(make(), asked)
     with pytest.raises(SpecBlockError, match=r"needs \d+ positions and .* memory holds 200"):
         speculator.generate([5] * 170, **LENGTH)
+
+
+class Alternating:
+    """Forbids another half of the vocabulary each time it is called."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, ids, scores):
+        self.calls += 1
+        scores = scores.clone()
+        scores[:, self.calls % 2 :: 2] = -torch.inf
+        return scores
+
+
+def test_a_processor_with_a_state_has_one_for_every_prompt_of_a_list():
+    asked = prompts(3)
+    together = make().generate(asked, logits_processor=[Alternating()], **LENGTH)
+    for answer, prompt in zip(together, asked, strict=True):
+        own = make().generate(prompt, logits_processor=[Alternating()], **LENGTH)
+        assert answer.token_ids == own.token_ids
+    locked = Alternating()
+    locked.lock = threading.Lock()
+    with pytest.raises(ConfigError, match="Alternating cannot be copied for each row"):
+        make().generate(asked, logits_processor=[locked], **LENGTH)
 
 
 def tensors():

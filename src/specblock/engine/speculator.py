@@ -13,6 +13,7 @@ from specblock.config import GenerationConfig
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.answer import Answer, Chunk, Generation
+from specblock.engine.each import one_for_each
 from specblock.engine.engine import Engine, Handle
 from specblock.engine.seats import Seats
 from specblock.engine.sequence import Seat
@@ -91,6 +92,7 @@ class Speculator:
                 answered together, each as it would be alone.
             logits_processor: transformers' ``LogitsProcessor`` or anything that is called like it;
                 applied between penalties and temperature, once per token of the text, in order.
+                Of several prompts each gets a copy of what may keep a state.
 
         Returns:
             A generation, or one for each prompt of a list, in its order.
@@ -101,9 +103,11 @@ class Speculator:
             RefusedByTemplateError: the chat template refuses the messages.
         """
         several = _is_several(prompt)
+        prompts = list(prompt) if several else [prompt]
+        processors = one_for_each(len(prompts), logits_processor, self.target.model)
         asked = [
-            self._answer(one, generation_config, settings, use_drafter, logits_processor)
-            for one in (prompt if several else [prompt])
+            self._answer(one, generation_config, settings, use_drafter, own)
+            for one, own in zip(prompts, processors, strict=True)
         ]
         with ExitStack() as stack:
             handles = [self.engine.add(answer).until_closed(stack) for answer in asked]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,16 +12,14 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     MinPLogitsWarper,
-    PrefixConstrainedLogitsProcessor,
     StoppingCriteriaList,
-    SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 
-from specblock.errors import ConfigError
+from specblock.engine.each import one_for_each
 
 # The filters that `tree.sampling` has too, in its order, which is transformers'.
 _OWN_FILTERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
@@ -52,35 +48,6 @@ def _is_plain(warper: Any) -> bool:
     """Whether it takes other tokens away altogether, and may leave a single one."""
     removes = getattr(warper, "filter_value", -torch.inf) == -torch.inf
     return removes and getattr(warper, "min_tokens_to_keep", 1) == 1
-
-
-def one_for_each_row(rows: int, things: Sequence[Any], model: Any) -> list[list[Any]]:
-    """Processors or criteria for every row: the same ones, except for what may keep a state.
-
-    The rows are written one after the other, so that a state of one text must not reach the next;
-    transformers' own keep none, except for a watermark. A single row gets the things themselves.
-
-    Raises ConfigError for a state that cannot be copied.
-    """
-    if rows == 1:
-        return [list(things)]
-    return [[_own(thing, row, model) for thing in things] for row in range(rows)]
-
-
-def _own(thing: Any, row: int, model: Any) -> Any:
-    if isinstance(thing, PrefixConstrainedLogitsProcessor):
-        allowed = thing._prefix_allowed_tokens_fn
-        return PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(row, ids), 1)
-    watermark = isinstance(thing, SynthIDTextWatermarkLogitsProcessor)
-    if type(thing).__module__.startswith("transformers.") and not watermark:
-        return thing
-    try:
-        return copy.deepcopy(thing, {id(model): model})
-    except (TypeError, RuntimeError, copy.Error, pickle.PickleError) as error:
-        raise ConfigError(
-            f"{type(thing).__name__} cannot be copied for each row of a batch ({error}): generate "
-            "for one prompt at a time, or give it a __deepcopy__."
-        ) from None
 
 
 @dataclass
@@ -163,7 +130,7 @@ def make_rows(
     )
     asked = [c for c in criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]
     count = len(input_ids)
-    of_rows = one_for_each_row(count, processors, model), one_for_each_row(count, asked, model)
+    of_rows = one_for_each(count, processors, model), one_for_each(count, asked, model)
     return [
         Row(
             ids=ids,
