@@ -120,7 +120,7 @@ class OracleDrafter:
         self.pairs.append((features, tokens))
 
     def drafting(self, root_token, budget, copied=None):
-        from specblock.drafters.proposal import Proposal
+        from specblock.drafters.proposing.proposal import Proposal
         from specblock.tree.draft_tree import DraftTree
 
         yield from ()

@@ -12,7 +12,7 @@ from specblock.engine.speculator import Speculator
 from specblock.target.model import Target
 from specblock.training.data.answers import Answer
 from specblock.training.features.reader import FeatureReader
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 
 LENGTH = {"max_new_tokens": 24, "ignore_eos": True}
 

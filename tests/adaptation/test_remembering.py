@@ -1,6 +1,7 @@
 """A drafter that cannot learn: its answers are remembered, and that is all."""
 
 import pytest
+import torch
 from tests.adaptation.test_memory import LENGTH, serve
 from tests.adaptation.world import config, make_speculator, prompt
 from tests.engine.test_speculator import make_tokenizer
@@ -15,9 +16,9 @@ from specblock.drafters.base import CopiesController
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.engine.speculator import Speculator
-from specblock.errors import ConfigError
+from specblock.errors import CheckpointError, ConfigError
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 
 
 def make(adapt=None, layers: tuple[int, ...] = ()) -> Speculator:
@@ -60,7 +61,7 @@ def test_it_resumes(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     make(config(folder=tmp_path)).close()
-    with pytest.raises(ConfigError, match="another drafter"):
+    with pytest.raises(ConfigError, match="another model or drafter"):
         make_speculator(config(folder=tmp_path))
     learned = tmp_path / "learned"
     make_speculator(config(folder=learned)).close()
@@ -77,3 +78,18 @@ def test_what_cannot_be_is_said():
         make(config(policy="always-heads"))
     with pytest.raises(ConfigError, match="Without a drafter"):
         adaptation_of(None, config(), (), 97)
+
+
+def test_a_memory_of_another_target_or_form_is_refused(tmp_path):
+    first = make(config(folder=tmp_path))
+    serve(first, 1)
+    first.close()
+    digest = first.adaptation._identity["target"]
+    assert digest
+    with pytest.raises(ConfigError, match=r"another model or drafter \(other target\)"):
+        Remembering(97, (), config(folder=tmp_path), "another")
+    path = sorted(tmp_path.glob("step-*.pt"))[-1]
+    for value in ({}, [], "x", {"identity": 5, "memory": None}, {"identity": {}}):
+        torch.save(value, path)
+        with pytest.raises((CheckpointError, ConfigError)):
+            Remembering(97, (), config(folder=tmp_path), digest)

@@ -73,9 +73,9 @@ def test_a_resumed_adaptation_is_where_it_was(tmp_path):
 
 def test_another_drafter_is_refused(tmp_path):
     taught(tmp_path)
-    with pytest.raises(ConfigError, match="another drafter"):
+    with pytest.raises(ConfigError, match="another model or drafter"):
         make_speculator(config(folder=tmp_path), seed=5)
-    with pytest.raises(ConfigError, match="another rank"):
+    with pytest.raises(ConfigError, match="(other weights, rank|other rank)"):
         make_speculator(config(folder=tmp_path, rank=3))
 
 
@@ -178,3 +178,47 @@ def test_the_export_is_an_ordinary_drafter(tmp_path):
     assert again.generate("w7", max_new_tokens=9).token_ids == (
         again.generate("w7", max_new_tokens=9, use_drafter=False).token_ids
     )
+
+
+def test_another_target_is_refused_and_the_folder_stays(tmp_path):
+    taught(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=r"another model or drafter \(other target\)"):
+        make_speculator(config(folder=tmp_path), target_seed=9)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def changed(folder, change):
+    path = sorted(folder.glob("step-*.pt"))[-1]
+    state = torch.load(path, weights_only=True)
+    torch.save(change(state), path)
+
+
+FIELDS = (
+    "identity", "current", "former", "optimisers", "bandit", "ledger", "costs", "signals", "watch",
+    "journal", "buffer", "gains", "last_swap", "calibration",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_state_without_a_field_or_with_another_type_is_a_sentence(tmp_path, name):
+    taught(tmp_path)
+    kept = sorted(tmp_path.glob("step-*.pt"))[-1].read_bytes()
+    for value in (None, "x", 5, [1], {"a": "b"}):
+        if name == "last_swap" and value is None:
+            continue
+        changed(tmp_path, lambda state, v=value: {**state, name: v})
+        with pytest.raises((CheckpointError, ConfigError), match="another folder"):
+            make_speculator(config(folder=tmp_path))
+    sorted(tmp_path.glob("step-*.pt"))[-1].write_bytes(kept)
+    changed(tmp_path, lambda state: {k: v for k, v in state.items() if k != name})
+    with pytest.raises(CheckpointError, match=f"lacks the field '{name}'"):
+        make_speculator(config(folder=tmp_path))
+
+
+@pytest.mark.parametrize("value", [{}, [], None, 5, "x", [{}], {"arms": 5}])
+def test_the_status_of_something_else_is_a_sentence(tmp_path, value):
+    taught(tmp_path)
+    (tmp_path / "status.json").write_text(json.dumps(value))
+    with pytest.raises(CheckpointError, match="made anew when the adaptation is saved"):
+        read_status(tmp_path)

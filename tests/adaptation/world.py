@@ -34,8 +34,10 @@ def config(**settings) -> AdaptationConfig:
     return AdaptationConfig(**{**QUICK, **settings})
 
 
-def make_speculator(adapt: AdaptationConfig | None = None, seed: int = 0, **drafter) -> Speculator:
-    target = Target(make_target("llama"), (0, 2, 4))
+def make_speculator(
+    adapt: AdaptationConfig | None = None, seed: int = 0, target_seed: int = 0, **drafter
+) -> Speculator:
+    target = Target(make_target("llama", target_seed), (0, 2, 4))
     shape = {"cached_slots": 1, "slot_rank": 4, "sink": True, **drafter}
     return Speculator(
         target, make_tokenizer(), make_drafter(seed, **shape), FixedBudget(12, 4), adapt=adapt

@@ -23,7 +23,7 @@ from specblock.engine.statistics import GenerationStats
 from specblock.errors import CheckpointError, ConfigError
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import SamplingParams
 
 SHAPE = {

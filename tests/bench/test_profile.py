@@ -13,7 +13,7 @@ from specblock.config import GenerationConfig
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.errors import ContextError
 from specblock.kernels.route_table import RouteTable
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 
 IDS = list(range(5, 20))
 

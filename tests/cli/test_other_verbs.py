@@ -187,7 +187,7 @@ def test_convert_to_eight_bits_takes_ours_with_its_calibration(run, tmp_path):
     from tests.tiny import make_drafter
 
     from specblock.drafters.checkpoint import save_checkpoint
-    from specblock.engine.survival_file import load_survival, save_survival
+    from specblock.engine.trusting.survival_file import load_survival, save_survival
     from specblock.tree.survival import SurvivalModel
 
     whole, half = tmp_path / "whole", tmp_path / "half"

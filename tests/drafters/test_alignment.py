@@ -5,10 +5,10 @@ import torch
 from tests.tiny import make_drafter as tiny_drafter
 
 from specblock.drafters.base import FixedBudget
+from specblock.drafters.proposing.together import alone
 from specblock.drafters.specblock.config import SpecBlockConfig
 from specblock.drafters.specblock.drafter import SpecBlockDrafter
 from specblock.drafters.specblock.model import SpecBlockModel
-from specblock.drafters.together import alone
 from specblock.training.objectives.specblock_forward import run_block, run_trunk
 from specblock.tree.growth import branching_factors, extend, first_pool, starters
 

@@ -10,12 +10,12 @@ from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.parallel.config import ParallelConfig
 from specblock.drafters.parallel.drafter import ParallelDrafter
 from specblock.drafters.parallel.model import ParallelModel
-from specblock.drafters.together import alone
+from specblock.drafters.proposing.together import alone
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
 from specblock.training.objectives.parallel import run_trunk
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import SamplingParams
 
 LENGTH = 15

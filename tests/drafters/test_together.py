@@ -10,7 +10,7 @@ from specblock.drafters.base import FixedBudget
 from specblock.drafters.eagle3.drafter import Eagle3Drafter
 from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.parallel.drafter import ParallelDrafter
-from specblock.drafters.together import together
+from specblock.drafters.proposing.together import together
 
 KINDS = {
     "specblock": make_drafter,

@@ -18,7 +18,7 @@ from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.engine.speculator import Speculator
 from specblock.errors import ConfigError, ContextError, SpecBlockError
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 from tests.engine.test_lossless import SAMPLERS
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import ARCHITECTURES, make_drafter, make_target

@@ -14,7 +14,7 @@ from specblock.engine.loading import assemble, find_drafter, load, load_drafter
 from specblock.engine.machine.calibrate import Calibration, calibration_key, calibration_path
 from specblock.errors import CheckpointError, ConfigError
 from specblock.kernels.route_table import RouteTable
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
 

@@ -166,8 +166,8 @@ def test_trees_end_where_positions_do():
     target = Target(opt(), (0,))
     target.reset(80)
     target.prefill(torch.tensor(prompt(60)))
-    assert target.depth_left == 3
-    assert Target(make_target("llama")).depth_left > 1000
+    assert target.positions.depth_left(target.length) == 3
+    assert Target(make_target("llama")).positions.depth_left(0) > 1000
 
 
 def test_a_model_that_names_no_length_has_no_end():

@@ -84,3 +84,34 @@ def test_blocks_write_what_plain_decoding_writes(data):
     else:
         assert used == ids
         assert shown == text.decode()
+
+
+class ByteFallback:
+    """Words, and bytes that are decoded as a run: all of it unreadable where it is no UTF-8."""
+
+    def convert_ids_to_tokens(self, token):
+        return f"<0x{token:02X}>" if token < 256 else f"word{token}"
+
+    def decode(self, ids, skip_special_tokens=True):
+        text, run = "", []
+        for token in [*ids, 256]:
+            if token < 256:
+                run.append(token)
+                continue
+            try:
+                text += bytes(run).decode()
+            except UnicodeDecodeError:
+                text += "�" * len(run)
+            text, run = text + (f" {token}" if token > 256 else ""), []
+        return text
+
+
+@given(st.lists(st.integers(0, 300).filter(lambda t: t != 256), max_size=12), st.integers(1, 4))
+def test_a_run_of_bytes_is_shown_when_it_is_over(ids, size):
+    tokenizer = ByteFallback()
+    for stops in ((), ("never there",)):
+        stream, shown = TextStream(tokenizer, stops), ""
+        for start in range(0, len(ids), size):
+            shown += stream.push_until_stop(ids[start : start + size])[0].text
+            assert tokenizer.decode(ids).startswith(shown)
+        assert shown + stream.flush() == tokenizer.decode(ids)

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from specblock.tree.noise import gumbel
-from specblock.tree.sampling import SamplingParams, draw, draw_margin, process
+from specblock.tree.sampling import (
+    NoPossibleTokenError,
+    SamplingParams,
+    draw,
+    draw_margin,
+    process,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +132,12 @@ def test_less_than_half_the_margin_changes_no_sampled_token(seed, temperature):
     pushed = logits.clone()
     pushed[token] -= 1.01 * margin
     assert draw(pushed, params, [], 0, 3) != token
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.2}, {}])
+def test_no_filter_hides_a_number_that_is_none(wrong, filters):
+    logits = torch.arange(20.0)
+    logits[4] = wrong
+    with pytest.raises(NoPossibleTokenError):
+        draw(logits, SamplingParams(temperature=1.0, **filters), [1], 1, 1)

@@ -43,18 +43,25 @@ class Adaptation:
         drafter: a SpecBlock drafter.
         config: see :class:`AdaptationConfig`; its folder is resumed from.
         budgets: whose calibration follows the drafter; the first is that of greedy decoding.
+        target: its digest, whose folder it must be; None does not look.
 
     Raises:
         ConfigError: the drafter is of another kind, or the folder another drafter's.
     """
 
-    def __init__(self, drafter: Drafter, config: AdaptationConfig, budgets: Iterable[Budget] = ()):
+    def __init__(
+        self,
+        drafter: Drafter,
+        config: AdaptationConfig,
+        budgets: Iterable[Budget] = (),
+        target: str | None = None,
+    ):
         model = getattr(drafter, "model", None)
         if not isinstance(model, SpecBlockModel):
             raise ConfigError(
                 "Only a SpecBlock drafter can learn: choose one with --drafter, or leave out adapt."
             )
-        self.drafter, self.config = drafter, config
+        self.drafter, self.config, self.target = drafter, config, target
         self.budgets = list({id(b): b for b in budgets if b is not None}.values())
         self.calibrations = Calibrations(self.budgets)
         self.learner = Learner(model, config)

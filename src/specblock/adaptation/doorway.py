@@ -8,17 +8,20 @@ from specblock.adaptation.adapter import Adaptation
 from specblock.adaptation.config import AdaptationConfig
 from specblock.adaptation.remembering import Remembering
 from specblock.drafters.base import Budget, Drafter
+from specblock.drafters.fingerprint import target_digest
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.errors import ConfigError
+from specblock.target.model import Target
 
 
 def adaptation_of(
-    drafter: Drafter | None, config: AdaptationConfig, budgets: Iterable[Budget], vocabulary: int
+    drafter: Drafter | None, config: AdaptationConfig, budgets: Iterable[Budget], target: Target
 ) -> Adaptation | Remembering:
     """Learning and remembering for a SpecBlock drafter, remembering alone for another.
 
     Args:
-        budgets: whose calibration follows the drafter. vocabulary: tokens of the target.
+        budgets: whose calibration follows the drafter.
+        target: whose feedback it is; a folder must be of the same.
 
     Raises :class:`ConfigError` without a drafter, or as the classes do.
     """
@@ -27,6 +30,7 @@ def adaptation_of(
             "Without a drafter there is nothing to adapt: choose one with --drafter ('lookup' "
             "needs no weights), or leave out adapt."
         )
+    digest = None if config.folder is None else target_digest(target.model)
     if isinstance(getattr(drafter, "model", None), SpecBlockModel):
-        return Adaptation(drafter, config, budgets)
-    return Remembering(vocabulary, drafter.feature_layers, config)
+        return Adaptation(drafter, config, budgets, digest)
+    return Remembering(target.vocab_size, drafter.feature_layers, config, digest)

@@ -11,10 +11,12 @@ from specblock.adaptation.config import AdaptationConfig
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.feedback.answer import AnswerObserver
 from specblock.adaptation.state import STATES_KEPT, STATUS
+from specblock.adaptation.stored_state import ADVICE, MemoryState, check_identity
 from specblock.drafters.lookup.memory import TextMemory
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
 from specblock.storage import write_atomically
+from specblock.stored import restoring
 from specblock.training.loop.checkpoints import load_newest, save_next
 
 _log = logging.getLogger("specblock")
@@ -27,19 +29,27 @@ class Remembering:
         vocabulary: tokens of the target, whose ids a folder's memory must be.
         layers: whose outputs are the features, the last one's the states that are remembered.
         config: its folder is resumed from.
+        target: its digest, whose folder it must be; None does not look.
 
     Raises:
         ConfigError: a policy that updates weights, or the folder is another model's.
+        CheckpointError: what is in the folder is something else.
     """
 
-    def __init__(self, vocabulary: int, layers: tuple[int, ...], config: AdaptationConfig):
+    def __init__(
+        self,
+        vocabulary: int,
+        layers: tuple[int, ...],
+        config: AdaptationConfig,
+        target: str | None = None,
+    ):
         if config.policy.startswith("always-"):
             raise ConfigError(
                 f"Only a SpecBlock drafter can learn, so there is nothing to do for "
                 f"{config.policy}: choose one with --drafter, or the policy memory."
             )
         self.config, self.memory = config, TextMemory.of_size(config.memory_mib, len(layers))
-        self._identity = {"remembering": vocabulary, "layers": list(layers)}
+        self._identity = {"remembering": vocabulary, "layers": list(layers), "target": target}
         self._decoded, self._requests, self._saved = 0.0, 0, time.monotonic()
         if config.folder is not None:
             self._resume()
@@ -79,14 +89,12 @@ class Remembering:
         found = load_newest(self.config.folder, _log.warning)
         if found is None:
             return
-        _, state = found
-        if state["identity"] != self._identity:
-            raise ConfigError(
-                f"The adaptation in {self.config.folder} belongs to another model or drafter: give "
-                "another folder."
-            )
-        if self.memory is not None and state["memory"] is not None:
-            self.memory.restore(state["memory"])
+        path, values = found
+        check_identity(path, self._identity, values)
+        state = MemoryState.of(values, path, ADVICE)
+        if self.memory is not None and state.memory is not None:
+            with restoring(path, "memory", ADVICE):
+                self.memory.restore(state.memory)
 
     def status(self) -> dict[str, Any]:
         """As :meth:`Adaptation.status`, without arms."""

@@ -19,10 +19,17 @@ from torch import Tensor
 
 from specblock.adaptation.feedback.signals import Signals
 from specblock.adaptation.learning.arms import folded, ordinary_config
+from specblock.adaptation.stored_state import (
+    ADVICE,
+    AdaptationState,
+    AdaptationStatus,
+    check_identity,
+)
 from specblock.drafters.checkpoint import stored_shapes, write_tensors
-from specblock.engine.survival_file import save_survival
-from specblock.errors import CheckpointError, ConfigError
+from specblock.engine.trusting.survival_file import save_survival
+from specblock.errors import CheckpointError
 from specblock.storage import write_atomically
+from specblock.stored import restoring
 from specblock.training.loop.checkpoints import load_newest, save_next
 from specblock.tree.survival import SurvivalModel
 
@@ -68,40 +75,41 @@ def resume(adaptation: Adaptation) -> bool:
     """Restore the newest whole state of the folder; False if there is none.
 
     Raises:
-        ConfigError: the state is another drafter's.
-        CheckpointError: every state in the folder is damaged.
+        ConfigError: the state is another target's or drafter's.
+        CheckpointError: every state in the folder is damaged, or the newest is something else.
     """
     folder, learner = adaptation.config.folder, adaptation.learner
     found = load_newest(folder, _log.warning)
     if found is None:
         return False
-    _, state = found
-    if state["identity"] != _identity(adaptation):
-        raise ConfigError(
-            f"The adaptation in {folder} belongs to another drafter or another rank: give another "
-            "folder, or the drafter that it began with."
-        )
-    learner.current = _completed(state["current"], learner.original)
-    learner.former = _completed(state["former"], learner.original)
-    for arm, optimiser in state["optimisers"].items():
-        learner.optimisers[arm].load_state_dict(optimiser)
-    adaptation.bandit.restore(state["bandit"])
-    adaptation.ledger.restore(state["ledger"])
-    adaptation.costs.measured = dict(state["costs"])
-    adaptation.signals = Signals.from_dict(state["signals"])
-    adaptation.watch.restore(state["watch"])
-    if state["watch"]["watching"]:
+    path, values = found
+    check_identity(path, _identity(adaptation), values)
+    state = AdaptationState.of(values, path, ADVICE)
+    for name in ("current", "former"):
+        with restoring(path, name, ADVICE):
+            setattr(learner, name, _completed(getattr(state, name), learner.original))
+    with restoring(path, "optimisers", ADVICE):
+        for arm, optimiser in state.optimisers.items():
+            learner.optimisers[arm].load_state_dict(optimiser)
+    for name in ("bandit", "ledger", "watch", "journal", "buffer"):
+        with restoring(path, name, ADVICE):
+            getattr(adaptation, name).restore(getattr(state, name))
+    adaptation.costs.measured = state.costs
+    with restoring(path, "signals", ADVICE):
+        adaptation.signals = Signals.from_dict(state.signals)
+    if state.watch.get("watching"):
         adaptation.watch.begin()
-    adaptation.journal.restore(state["journal"])
-    adaptation.buffer.restore(state["buffer"])
-    adaptation.total_gain, adaptation.former_gain = state["gains"]
-    answers = state.get("memory")  # states of before there was one lack it
-    if adaptation.memory is not None and answers is not None:
-        adaptation.memory.restore(answers)
-    last = state["last_swap"]
-    adaptation.last_swap = None if last is None else (last[0], tuple(last[1]))
-    for budget, kept in zip(adaptation.budgets, state["calibration"], strict=False):
-        budget.model = SurvivalModel.from_dict(kept)
+    with restoring(path, "gains", ADVICE):
+        adaptation.total_gain, adaptation.former_gain = state.gains
+    if adaptation.memory is not None and state.memory is not None:
+        with restoring(path, "memory", ADVICE):
+            adaptation.memory.restore(state.memory)
+    with restoring(path, "last_swap", ADVICE):
+        last = state.last_swap
+        adaptation.last_swap = None if last is None else (last[0], tuple(last[1]))
+    with restoring(path, "calibration", ADVICE):
+        for budget, kept in zip(adaptation.budgets, state.calibration, strict=False):
+            budget.model = SurvivalModel.from_dict(kept)
     return True
 
 
@@ -128,26 +136,29 @@ def export(adaptation: Adaptation, folder: Path) -> None:
 def read_status(folder: Path) -> dict[str, Any]:
     """What :meth:`Adaptation.status` said when the state was last saved.
 
-    Raises :class:`CheckpointError` if there is no adaptation in ``folder``.
+    Raises :class:`CheckpointError` if there is no adaptation in ``folder``, or another file.
     """
     path = Path(folder) / STATUS
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"There is no adaptation in {folder} ({path.name} cannot be read): give the folder "
             "that was named with --adapt."
         ) from error
+    AdaptationStatus.of(found, path, "it is made anew when the adaptation is saved")
+    return found
 
 
 def _identity(adaptation: Adaptation) -> dict[str, Any]:
-    """What must be the same for a state to fit: the drafter that it started from."""
+    """What must be the same for a state to fit: the target, the drafter that it started from."""
     learner = adaptation.learner
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(learner.original.items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
-    return {"weights": digest.hexdigest(), "rank": adaptation.config.rank}
+    own = {"weights": digest.hexdigest(), "rank": adaptation.config.rank}
+    return {**own, "target": adaptation.target}
 
 
 def _changed(weights: Weights, original: Weights) -> Weights:

@@ -27,7 +27,7 @@ from specblock.bench.suites.prompts import BenchPrompt, Message
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError, ContextError
 from specblock.storage import write_atomically
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["Progress", "run"]
 

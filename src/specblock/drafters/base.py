@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from specblock.tree.budget import BudgetController, CopiesController
+from specblock.tree.budgeting.budget import BudgetController, CopiesController
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.survival import SurvivalModel, Trials
 
 if TYPE_CHECKING:
-    from specblock.drafters.proposal import Proposal
-    from specblock.drafters.together import Drafting
+    from specblock.drafters.proposing.proposal import Proposal
+    from specblock.drafters.proposing.together import Drafting
 
 
 class Budget(Protocol):
     """How much to draft in a round; asked by the loop before it and while the tree grows.
 
-    :class:`specblock.tree.budget.BudgetController` answers from measured costs,
+    :class:`specblock.tree.budgeting.budget.BudgetController` answers from measured costs,
     :class:`FixedBudget` with constants.
     """
 
@@ -134,8 +134,8 @@ class Drafter(Protocol):
     def drafting(
         self, root_token: int, budget: Budget, copied: DraftTree | None = None
     ) -> Drafting[Proposal]:
-        """A coroutine (:mod:`specblock.drafters.together`) whose result continues ``root_token``,
-        the newest token.
+        """A coroutine (:mod:`specblock.drafters.proposing.together`) whose result continues
+        ``root_token``, the newest token.
 
         ``copied`` is what the text itself suggests; its nodes are among the candidates.
         """

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.proposal import Proposal
-from specblock.drafters.together import together
+from specblock.drafters.proposing.proposal import Proposal
+from specblock.drafters.proposing.together import together
+from specblock.tree.budgeting.sharing import share
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.sharing import share
 from specblock.tree.survival import Trials
 
 __all__ = ["Round", "draft_all", "start"]

@@ -19,20 +19,25 @@ from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter, read_config
 from specblock.drafters.registry import load_model as load_network
 from specblock.engine.doorway.own_settings import warn_of_unheeded
-from specblock.engine.machine.calibrate import FIRST_SECONDS, load_calibration
+from specblock.engine.machine.calibrate import (
+    FIRST_SECONDS,
+    gave_up_before,
+    load_calibration,
+    note_giving_up,
+)
 from specblock.engine.machine.calibrate import calibrate as measure
 from specblock.engine.machine.calibrate import use as use_calibration
 from specblock.engine.machine.exactness import give_up_unless_exact, safe_routes
 from specblock.engine.machine.governor import ThreadGovernor
 from specblock.engine.machine.slow_dtype import warn_of_slow_dtype
 from specblock.engine.speculator import Speculator
-from specblock.engine.survival_file import load_survival
+from specblock.engine.trusting.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.kernels.deadline import OutOfTimeError
 from specblock.target.architecture.structure import text_config
 from specblock.target.loading.zoo import load_model
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 
 if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
@@ -84,7 +89,7 @@ def load(
 
     Raises :class:`specblock.errors.SpecBlockError` if anything does not fit.
     """
-    _check_choices(budget, blocks, calibrate)
+    _check_choices(model, budget, blocks, calibrate)
     if threads is not None:
         torch.set_num_threads(threads)
     governor = ThreadGovernor(torch.get_num_threads() if govern and device == "cpu" else 1)
@@ -110,7 +115,12 @@ def _costs_follow(speculator: Speculator, cache_dir: str | Path | None) -> None:
             budget.costs = known.costs
 
 
-def _check_choices(budget: str, blocks: int, calibrate: str) -> None:
+def _check_choices(model: object, budget: str, blocks: int, calibrate: str) -> None:
+    if not isinstance(model, str | Path):
+        raise ConfigError(
+            f"load takes a model's name, folder or GGUF file, not {type(model).__name__}: "
+            "engine.loading.assemble takes a model that is loaded."
+        )
     if budget not in ("measured", "fixed"):
         raise ConfigError(f"budget must be 'measured' or 'fixed', not {budget!r}.")
     if calibrate not in ("missing", "force", "never"):
@@ -186,6 +196,8 @@ def _costs(
     warn_of_slow_dtype(target)
     seconds = FIRST_SECONDS if calibrate == "missing" else None
     try:
+        if seconds is not None and gave_up_before(target, drafter, cache_dir):
+            raise OutOfTimeError  # as it would again
         measured = measure(target, drafter, cache_dir=cache_dir, on_step=on_step, seconds=seconds)
     except OutOfTimeError:
         _log.warning(
@@ -193,6 +205,7 @@ def _costs(
             "'specblock calibrate' has measured without a limit.",
             seconds,
         )
+        note_giving_up(target, drafter, cache_dir)
         return UNMEASURED
     return measured.costs
 
@@ -210,11 +223,14 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
             ``"lookup"`` for others; ``"lookup"`` drafts from the text so far alone, for any model;
             None decodes plainly.
     """
-    if drafter is None or drafter == "none":
+    name = None if drafter is None else str(drafter).lower()
+    if name in (None, "none"):
         return None
-    if drafter == LOOKUP:
+    if name == LOOKUP:
         return LOOKUP
-    if drafter != "auto":
+    if name == "":
+        raise ConfigError("The drafter's name is empty: give a folder, 'auto', 'lookup' or 'none'.")
+    if name != "auto":
         return Path(drafter)
     shipped = shipped_drafter(model)
     if shipped is None:

@@ -19,9 +19,10 @@ from specblock.engine.seats import Seats
 from specblock.engine.sequence import Seat
 from specblock.engine.text import TextStream
 from specblock.errors import ContextError
+from specblock.target.chat.messages import checked_ids, checked_messages
 from specblock.target.chat.template import chat_tokens
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import Processor, SamplingParams
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Speculator:
             from specblock.adaptation.doorway import adaptation_of  # only where it is wanted
 
             budgets = budget, self.sampling_budget
-            self.adaptation = adaptation_of(drafter, adapt, budgets, target.vocab_size)
+            self.adaptation = adaptation_of(drafter, adapt, budgets, target)
             if copies is not None:
                 copies.memory = self.adaptation.memory
         self.engine = Engine(target)
@@ -190,22 +191,20 @@ class Speculator:
             if not prompt.strip():
                 raise ContextError("The prompt is empty; write something to answer.")
             prompt = [{"role": "user", "content": prompt}]
+        if not isinstance(prompt, list | tuple):
+            raise ContextError(
+                f"A prompt is a text, a list of messages or a list of token ids, not "
+                f"{type(prompt).__name__}; of a tokenizer's output give its input_ids."
+            )
         if prompt and isinstance(prompt[0], dict):
             if not self.tokenizer.chat_template:
                 raise ContextError(
                     "This model has no chat template; give plain text with --raw, or token ids."
                 )
-            prompt = chat_tokens(self.tokenizer, prompt)
+            prompt = chat_tokens(self.tokenizer, checked_messages(prompt))
         if not prompt:
             raise ContextError("The prompt is empty; write something to answer.")
-        vocabulary = self.target.vocab_size
-        wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
-        if wrong is not None:
-            raise ContextError(
-                f"Token id {wrong} is outside the model's vocabulary of {vocabulary}; "
-                "encode the prompt with this model's tokenizer."
-            )
-        return list(prompt)
+        return checked_ids(prompt, self.target.vocab_size)
 
     def _end_tokens(self, config: GenerationConfig) -> frozenset[int]:
         if config.eos_token_id is not None:

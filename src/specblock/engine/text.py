@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 _REPLACEMENT = "�"
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class TextStream:
         if cut is not None:
             self.text = self.text[:cut]
             return Piece(self._take(len(self.text)), True)
-        safe = len(self.text) - self._unfinished()
+        safe = min(len(self.text) - self._unfinished(), self._settled())
         return Piece(self._take(safe), False)
 
     def push_until_stop(self, ids: list[int]) -> tuple[Piece, int]:
@@ -66,6 +68,21 @@ class TextStream:
     def _first_stop(self) -> int | None:
         found = [self.text.find(stop) for stop in self._stops]
         return min((place for place in found if place >= 0), default=None)
+
+    def _settled(self) -> int:
+        """How many characters no later token changes. Tokenizers that spell bytes out (``<0x0A>``)
+        decode a run of them as a whole: what does not end well is unreadable from its beginning."""
+        names = getattr(self._tokenizer, "convert_ids_to_tokens", None)
+        run = 0
+        while (
+            names is not None
+            and run < len(self._ids)
+            and _BYTE.fullmatch(str(names(self._ids[-run - 1])))
+        ):
+            run += 1
+        if not run:
+            return len(self.text)
+        return len(self._tokenizer.decode(self._ids[:-run], skip_special_tokens=True))
 
     def _unfinished(self) -> int:
         """How many characters at the end are not certain yet."""

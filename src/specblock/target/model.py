@@ -28,7 +28,7 @@ from specblock.target.loan import Loan
 from specblock.target.memory import most_memory
 from specblock.target.pieces import Piece, TargetOutput, kept_rows, packed, split
 from specblock.target.positions import Positions
-from specblock.target.text import Text, TextPool
+from specblock.target.text import Text, TextPool, weights_seen
 
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
@@ -155,11 +155,6 @@ class Target:
         """Positions in the cache."""
         return 0 if self.text is None else self.text.length
 
-    @property
-    def depth_left(self) -> int:
-        """How deep the next tree may be; see :meth:`Positions.depth_left`."""
-        return self.positions.depth_left(self.length)
-
     def use_routes(self, table: RouteTable) -> None:
         """Let every linear layer take the measured best kernel."""
         self.loan.use(table)
@@ -178,7 +173,7 @@ class Target:
         began with the same tokens.
         """
         self.begin()
-        kind = self.device, self.dtype, self._weights_seen() if self._keeps_texts else None
+        kind = self.device, self.dtype, weights_seen(self.model) if self._keeps_texts else None
         return self.texts.open(capacity, self.exact, kind, prompt if self._keeps_texts else None)
 
     def release(
@@ -197,10 +192,6 @@ class Target:
         """Whether positions of an ended text are those of another that begins like it: the model is
         ours, so nobody changes it meanwhile, and no position depends on how long the text gets."""
         return self.owned and self.positions.independent and not self._reuses_keys
-
-    def _weights_seen(self) -> int:
-        """Another number when a weight is another tensor, or was written to."""
-        return hash(tuple((p.data_ptr(), p._version) for p in self.model.parameters()))
 
     def prompt_piece(self, text: Text, ids: Tensor, prompt: Tensor) -> Piece:
         """The next ``ids`` of a ``prompt``, to be read together with other texts' rows."""

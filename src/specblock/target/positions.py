@@ -110,15 +110,24 @@ class _Filled:
 @contextmanager
 def _replaced(embeddings: Sequence[nn.Module], last: Sequence[int]) -> Iterator[None]:
     own = [(module, vars(module).get("forward")) for module in embeddings]
+    # such embeddings remember the longest text they have seen: its frequencies, its length
+    before = [
+        ([(name, buffer, buffer.clone()) for name, buffer in module.named_buffers()],
+         {name: value for name, value in vars(module).items() if name.endswith("_cached")})
+        for module in embeddings
+    ]  # fmt: skip
     for module, _ in own:
         module.forward = _by_last(module.forward, last)
     try:
         yield
     finally:
-        for module, forward in own:
+        for (module, forward), (buffers, lengths) in zip(own, before, strict=True):
             del module.forward
             if forward is not None:
                 module.forward = forward
+            for name, buffer, values in buffers:
+                setattr(module, name, buffer.copy_(values))
+            vars(module).update(lengths)
 
 
 def _by_last(forward: Callable, last: Sequence[int]) -> Callable:

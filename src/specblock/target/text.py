@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specblock.target.cache import PathCache
 
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
 
-__all__ = ["Text", "TextPool"]
+__all__ = ["Text", "TextPool", "weights_seen"]
 
 
 @dataclass(eq=False)
@@ -185,3 +185,8 @@ class TextPool:
         most = self.most_positions
         while most is not None and self._held > most and self._ended:
             self._ended.pop()
+
+
+def weights_seen(model: nn.Module) -> int:
+    """Another number when a weight is another tensor, or was written to."""
+    return hash(tuple((weight.data_ptr(), weight._version) for weight in model.parameters()))

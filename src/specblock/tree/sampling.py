@@ -185,9 +185,12 @@ def _perturbed(
 ) -> tuple[Tensor, Tensor]:
     """Possible token ids, ascending, and their scores with noise, float64.
 
-    Raises NoPossibleTokenError where no token is possible.
+    Raises NoPossibleTokenError where no token is possible, and where the scores hold NaN or +inf,
+    which a filter might hide.
     """
     scores = _adjust(logits.float(), params, context, prompt_length) / params.temperature
+    if not scores.max().item() < math.inf:
+        raise NoPossibleTokenError
     tokens = _support(scores, params)
     if tokens is None and params.processors:
         tokens = (scores != -math.inf).nonzero().squeeze(1)  # noise for a few instead of for all

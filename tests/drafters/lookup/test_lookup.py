@@ -14,7 +14,7 @@ from specblock.engine.machine.measure import measure_costs
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import SamplingParams
 from specblock.tree.source import Source
 

@@ -6,8 +6,10 @@ import weakref
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from specblock import custom_generate
+from specblock.errors import ConfigError
 from tests.engine.doorway.doorway_case import Doorway
 from tests.engine.doorway.test_processors import letters_tokenizer
 from tests.tiny import make_target
@@ -83,3 +85,74 @@ def test_what_is_done_to_a_model_between_two_calls_is_seen(change):
     if change is noise:
         assert ours.tolist() == fresh.generate(PROMPT, **GREEDY).tolist() != before.tolist()
     assert ours.shape == before.shape
+
+
+def ids_of(*lengths):
+    longest = max(lengths)
+    ids = torch.zeros(len(lengths), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        ids[row, longest - length :] = torch.arange(3, 3 + length)
+        mask[row, longest - length :] = 1
+    return ids, mask
+
+
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+           "max_position_embeddings": 24}  # fmt: skip
+
+
+def test_rows_of_several_lengths_are_refused_where_positions_depend_on_the_longest():
+    model = make_target("llama", **DYNAMIC)
+    ids, mask = ids_of(10, 20)
+    settings = {"max_new_tokens": 16, "do_sample": False, "custom_generate": custom_generate}
+    with pytest.raises(ConfigError, match="depends on the longest row of a batch"):
+        model.generate(ids, attention_mask=mask, drafter="lookup", **settings)
+    ids, mask = ids_of(10, 10)
+    found = model.generate(ids, attention_mask=mask, drafter="lookup", **settings)
+    settings.pop("custom_generate")
+    assert found.tolist() == model.generate(ids, attention_mask=mask, **settings).tolist()
+
+
+def test_an_embedding_that_remembers_long_texts_goes_on_remembering_them():
+    def after(between):
+        model = make_target("llama", **DYNAMIC)
+        model.generate(ids_of(60)[0], max_new_tokens=4, do_sample=False)
+        if between:
+            settings = {"custom_generate": custom_generate, "drafter": "lookup"}
+            model.generate(ids_of(10)[0], max_new_tokens=4, do_sample=False, **settings)
+        return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    used, unused = after(True), after(False)
+    assert used.keys() == unused.keys()
+    assert all(torch.equal(used[name], unused[name]) for name in used)
+
+
+def test_inputs_that_somebody_else_prepares_are_refused():
+    model = make_target("llama")
+    own = model.prepare_inputs_for_generation
+    model.prepare_inputs_for_generation = lambda *args, **kwargs: own(*args, **kwargs)
+    with pytest.raises(ConfigError, match="prepare_inputs_for_generation was replaced"):
+        through(model, ids_of(5)[0])
+
+
+def test_an_empty_argument_that_transformers_fills_in_is_none():
+    model, ids = make_target("llama"), ids_of(5)[0]
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    found = custom_generate_with(model, ids, mm_encoder_outputs={}, **settings)
+    assert found.tolist() == model.generate(ids, **settings).tolist()
+    with pytest.raises(ConfigError, match="attention_mask is"):
+        custom_generate_with(model, ids, attention_mask=torch.ones(1, 3), **settings)
+
+
+def custom_generate_with(model, ids, max_new_tokens, do_sample, **kwargs):
+    config = GenerationConfig(max_length=ids.shape[1] + max_new_tokens, do_sample=do_sample)
+    return custom_generate(model, ids, generation_config=config, drafter="lookup", **kwargs)
+
+
+def test_a_model_whose_attention_was_exchanged_is_another_one():
+    model, ids = make_target("llama").to(torch.bfloat16), ids_of(9)[0]
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    ours = {"custom_generate": custom_generate, "drafter": "lookup"}
+    model.generate(ids, **settings, **ours)
+    model.set_attn_implementation("eager")
+    assert model.generate(ids, **settings, **ours).shape == (1, 17)

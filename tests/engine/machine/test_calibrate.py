@@ -14,7 +14,7 @@ from specblock.errors import ModelError
 from specblock.kernels import deadline
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
 

@@ -94,7 +94,7 @@ def test_a_folder_without_a_model(tmp_path):
 
 
 def test_neither_folder_nor_id():
-    with pytest.raises(ModelError, match="no folder ./no/such/folder"):
+    with pytest.raises(ModelError, match="no file or folder ./no/such/folder"):
         zoo.load_model("./no/such/folder")
 
 

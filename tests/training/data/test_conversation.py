@@ -87,6 +87,15 @@ def test_what_is_understood(row, messages):
 
 
 REFUSED = {
+    "messages in a text": (
+        {"messages": '[{"role": "user"}]'}, "another form", "messages that are a text"),
+    "a transcript": ({"conversation": "Human: a"}, "another form", "conversation that are a text"),
+    "parts beside an input": (
+        {"instruction": ["a"], "input": "b"}, "no text", "a list beside an input"),
+    "a column beside a text": (
+        {"conversations": {"from": "human", "value": ["a"]}}, "uneven columns", "from 0, value 1"),
+    "two that say different things": (
+        {"messages": [{**user("a"), "from": "gpt", "value": "b"}]}, "another form", "and another"),
     "number": ({"prompt": 5}, "no text", "a prompt that is a number"),
     "boolean": ({"prompt": True}, "no text", "true or false"),
     "unknown form": ({"text": "### Human: a"}, "no conversation", "none of messages"),

@@ -28,7 +28,7 @@ from specblock.training.loop.checkpoints import numbered
 from specblock.training.loop.trainer import TrainConfig
 from specblock.training.pipeline import train_drafter
 from specblock.training.recipe import DrafterRecipe
-from specblock.tree.budget import BudgetController
+from specblock.tree.budgeting.budget import BudgetController
 
 
 @pytest.fixture(scope="module")

@@ -128,3 +128,17 @@ def test_weights_and_biases_without_a_key_are_a_sentence(tmp_path, monkeypatch, 
     monkeypatch.setattr(monitor, "find_spec", lambda name: True)
     with pytest.raises(ConfigError, match=r"No API key configured\); log in with `wandb login`"):
         Monitor(tmp_path, wandb=True).start(0, {})
+
+
+def test_a_table_that_is_another_one_is_cut_at_a_whole_row(tmp_path):
+    table = Table(tmp_path / "eval.csv")
+    for step in range(1, 4):
+        table.append({"step": step, "tau": 1.25})
+    for length in range(table.length):
+        text = (tmp_path / "eval.csv").read_bytes()
+        copy = Table(tmp_path / "copy.csv")
+        copy.path.write_bytes(text)
+        copy.cut(length)
+        assert copy.length <= length
+        copy.append({"step": 9, "tau": 2.0})
+        assert copy.rows()[-1] == {"step": "9", "tau": "2.0"}

@@ -1,6 +1,6 @@
 """Cost tables of three machines."""
 
-from specblock.tree.cost import (
+from specblock.tree.budgeting.cost import (
     CostTable,
 )
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tests.tree.budget.copied import chain
 from tests.tree.budget.cost_tables import CPU
 
-from specblock.tree.account import Account
-from specblock.tree.budget import BudgetController
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.account import Account
+from specblock.tree.budgeting.budget import BudgetController
+from specblock.tree.budgeting.cost import CostTable
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.tree.budget.cost_tables import CPU, GPU, STEEP
 
-from specblock.tree.account import Account
-from specblock.tree.budget import BudgetController
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.account import Account
+from specblock.tree.budgeting.budget import BudgetController
+from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.survival import endings
 
 

@@ -5,8 +5,8 @@ import torch
 from tests.tree.budget.copied import chain
 from tests.tree.budget.cost_tables import CPU
 
-from specblock.tree.account import Account
-from specblock.tree.budget import BudgetController, CopiesController
+from specblock.tree.budgeting.account import Account
+from specblock.tree.budgeting.budget import BudgetController, CopiesController
 from specblock.tree.draft_tree import DraftTree
 
 

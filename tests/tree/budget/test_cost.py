@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tree.budget.cost_tables import CPU
 
-from specblock.tree.cost import (
+from specblock.tree.budgeting.cost import (
     CostTable,
     choose_leaves,
     choose_nodes,

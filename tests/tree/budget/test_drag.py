@@ -5,8 +5,8 @@ import torch
 from tests.tree.budget.copied import chain
 from tests.tree.budget.cost_tables import CPU
 
-from specblock.tree.budget import CopiesController
-from specblock.tree.drag import Drag
+from specblock.tree.budgeting.budget import CopiesController
+from specblock.tree.budgeting.drag import Drag
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tests.tree.budget.copied import chain
 from tests.tree.budget.cost_tables import CPU, GPU, STEEP
 
-from specblock.tree.account import Account
-from specblock.tree.budget import BudgetController
-from specblock.tree.cost import CostTable
-from specblock.tree.sharing import share
+from specblock.tree.budgeting.account import Account
+from specblock.tree.budgeting.budget import BudgetController
+from specblock.tree.budgeting.cost import CostTable
+from specblock.tree.budgeting.sharing import share
 
 
 @pytest.fixture(autouse=True)

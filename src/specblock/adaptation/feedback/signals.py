@@ -143,6 +143,8 @@ class Signals:
 
     @staticmethod
     def from_dict(state: dict) -> Signals:
+        if "tau" not in state:
+            raise ValueError("there is no tau")
         names = ("tau", "loss", "rank_error", "seconds_per_token", "asked")
         averages = {name: Average(**state.get(name, {})) for name in names}
         return Signals(**{**state, **averages})

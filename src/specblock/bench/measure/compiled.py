@@ -178,8 +178,8 @@ class CompiledTarget(Target):
             logits = self._step(tree.tokens[None], mask, places[None])[0].clone()
         return TargetOutput(logits, logits.new_zeros(1, 0))
 
-    def open(self, capacity: int) -> Text:
-        """The one text that there is."""
+    def open(self, capacity: int, prompt: Tensor | None = None) -> Text:
+        """The one text that there is; it begins empty."""
         self.reset(capacity)
         return self.text
 

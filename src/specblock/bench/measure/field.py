@@ -27,12 +27,12 @@ from specblock.engine.machine.calibrate import measured_routes
 from specblock.engine.machine.exactness import give_up_unless_exact
 from specblock.engine.machine.measure import measure_costs
 from specblock.engine.speculator import Speculator
-from specblock.engine.survival_file import load_survival
+from specblock.engine.trusting.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.kernels.linear import routed
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["Field", "Measured", "assemble_field"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget, Drafter
-from specblock.drafters.proposal import Proposal
-from specblock.drafters.together import Drafting, alone
+from specblock.drafters.proposing.proposal import Proposal
+from specblock.drafters.proposing.together import Drafting, alone
 from specblock.tree.draft_tree import DraftTree
 
 __all__ = ["Counts", "MeteredDrafter"]

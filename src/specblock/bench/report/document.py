@@ -23,7 +23,7 @@ from specblock.bench.report.summary import RIVAL, Summary
 from specblock.bench.report.tables import Table, interval, number, percent, table
 from specblock.errors import SpecBlockError
 from specblock.storage import write_atomically
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 
 __all__ = [
     "figures_of",

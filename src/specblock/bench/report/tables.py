@@ -29,7 +29,14 @@ def interval(value: Mapping[str, float | None] | None) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are aligned right."""
-    titles, *body = rows
+    """A Markdown table; all columns but the first are aligned right.
+
+    Names of tasks come from anybody's files: what would end a cell, a row or begin a tag does not.
+    """
+    titles, *body = [[_cell(text) for text in row] for row in rows]
     lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

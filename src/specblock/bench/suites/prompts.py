@@ -46,7 +46,7 @@ class BenchPrompt:
         if not asked:
             raise RowError("no user turn", "it has no user turn")
         task = row.get("task")
-        if not isinstance(task, str | int | None):
+        if isinstance(task, bool) or not isinstance(task, str | int | None):
             raise RowError("another form", "it has a task that is no text")
         return BenchPrompt(
             id=row_name(row, "id") or default_id,

@@ -13,10 +13,11 @@ from specblock.cli.progress import duration
 from specblock.cli.support import say_step, verb
 from specblock.cli.tables import console, figure, methods_table
 from specblock.config import GenerationConfig
-from specblock.errors import ConfigError
+from specblock.errors import ConfigError, SpecBlockError
 
 if TYPE_CHECKING:
     from specblock.bench.measure.field import Field
+    from specblock.bench.suites.prompts import BenchPrompt
 
 
 Prompts = Annotated[
@@ -87,7 +88,7 @@ def bench(
 
     With --concurrency: many clients at once, by the engine and by transformers.
     """
-    from specblock.bench import load_suite, run
+    from specblock.bench import load_suite
     from specblock.bench.suites.prompts import check_templates
 
     if resume and json_out is None:
@@ -106,25 +107,36 @@ def bench(
     earlier, placement = json_out if resume else None, (dtype, device, threads)
     field = open_field(model, methods, drafter or [], placement, exact, budget, earlier)
     check_templates(field.judge.tokenizer, chosen)
-    report = run(
+    about = {"suite": prompts or "own", "budget": budget}
+    report = _measure(field, chosen, config, json_out, resume, about)
+    _say_result(report)
+    if not report["rows"]:
+        raise SpecBlockError("No prompt could be answered: see above what is wrong with each.")
+
+
+def _measure(
+    field: Field,
+    chosen: list[BenchPrompt],
+    config: GenerationConfig,
+    out: Path | None,
+    resume: bool,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    from specblock.bench import run
+
+    return run(
         field.judge,
         chosen,
         methods=field.contenders,
         config=config,
-        seed=seed,
-        out=json_out,
+        seed=config.seed,
+        out=out,
         resume=resume,
         costs=field.measured.costs,
-        about={
-            "contenders": field.about,
-            "suite": prompts or "own",
-            "budget": budget,
-            "exact": field.judge.target.exact,
-        },
+        about={"contenders": field.about, **about, "exact": field.judge.target.exact},
         kept={"measured": field.measured.to_dict()},
         progress=_Progress(),
     )
-    _say_result(report)
 
 
 def open_field(

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.eagle3.model import Eagle3Model
 from specblock.drafters.eagle3.rows import Found, Rows
-from specblock.drafters.levels import LevelTree
-from specblock.drafters.pairs import PairQueue
-from specblock.drafters.proposal import Proposal
-from specblock.drafters.together import Drafting, alone
+from specblock.drafters.proposing.levels import LevelTree
+from specblock.drafters.proposing.pairs import PairQueue
+from specblock.drafters.proposing.proposal import Proposal
+from specblock.drafters.proposing.together import Drafting, alone
 from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 

@@ -29,8 +29,8 @@ class Found:
 class Rows:
     """Rows of one text, written to its cache; the last of them are predicted from.
 
-    A :class:`specblock.drafters.together.Forward`. As the network has a single layer, of rows that
-    nothing is predicted from keys and values suffice.
+    A :class:`specblock.drafters.proposing.together.Forward`. As the network has a single layer, of
+    rows that nothing is predicted from keys and values suffice.
 
     Attributes:
         model: the network.

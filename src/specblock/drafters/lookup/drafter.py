@@ -11,8 +11,8 @@ from torch import Tensor
 
 from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.proposal import Proposal
-from specblock.drafters.together import Drafting, alone
+from specblock.drafters.proposing.proposal import Proposal
+from specblock.drafters.proposing.together import Drafting, alone
 from specblock.tree.draft_tree import DraftTree
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from specblock.drafters.base import Budget, FixedBudget
 from specblock.drafters.layers import attend_cached
-from specblock.drafters.levels import LevelTree
-from specblock.drafters.pairs import PairQueue
 from specblock.drafters.parallel.model import ParallelModel
-from specblock.drafters.proposal import Proposal
+from specblock.drafters.proposing.levels import LevelTree
+from specblock.drafters.proposing.pairs import PairQueue
+from specblock.drafters.proposing.proposal import Proposal
+from specblock.drafters.proposing.together import Drafting, alone
 from specblock.drafters.shortlist import best_logits
-from specblock.drafters.together import Drafting, alone
 from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 
@@ -31,7 +31,7 @@ _PREFILL_CHUNK = 256
 class Pairs:
     """Pairs of one text, written to its cache; the last of them is predicted from.
 
-    A :class:`specblock.drafters.together.Forward`.
+    A :class:`specblock.drafters.proposing.together.Forward`.
 
     Attributes:
         model: the network.

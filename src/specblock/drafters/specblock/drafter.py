@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specblock.drafters.base import Budget, FixedBudget
-from specblock.drafters.pairs import PairQueue
-from specblock.drafters.proposal import Proposal
+from specblock.drafters.proposing.pairs import PairQueue
+from specblock.drafters.proposing.proposal import Proposal
+from specblock.drafters.proposing.together import Drafting, alone
 from specblock.drafters.specblock.entries import Entries
 from specblock.drafters.specblock.model import SpecBlockModel
-from specblock.drafters.together import Drafting, alone
 from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (

@@ -20,7 +20,7 @@ __all__ = ["Entries"]
 class Entries:
     """Entries of one text that are computed, written to its cache and predicted from.
 
-    A :class:`specblock.drafters.together.Forward`.
+    A :class:`specblock.drafters.proposing.together.Forward`.
 
     Attributes:
         model: the network.

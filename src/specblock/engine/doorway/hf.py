@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -31,10 +31,17 @@ from transformers.generation import GenerateDecoderOnlyOutput, MaxLengthCriteria
 from specblock.engine.doorway.kept import speculator_for
 from specblock.engine.doorway.row_request import RowRequest
 from specblock.engine.doorway.rows import Row, make_rows, split_filters, steps
-from specblock.engine.doorway.settings import refuse, refuse_arguments, refuse_settings
+from specblock.engine.doorway.settings import (
+    refuse,
+    refuse_arguments,
+    refuse_lengths,
+    refuse_model,
+    refuse_settings,
+)
 from specblock.engine.speculator import Speculator
 from specblock.engine.turns import turn_of
 from specblock.errors import ConfigError
+from specblock.target.architecture.verifiable import check_verifiable
 from specblock.tree.sampling import SamplingParams
 
 _log = logging.getLogger("specblock")
@@ -69,7 +76,7 @@ def custom_generate(
         ContextError: a prompt is empty or too long. ModelError: the model's logits hold NaN.
     """
     streamer = _withheld("streamer") if streamer is None else streamer
-    _refuse(input_ids, generation_config, logits_processor or [], synced_gpus, model_kwargs)
+    _refuse(model, input_ids, generation_config, logits_processor or [], synced_gpus, model_kwargs)
     criteria = list(stopping_criteria or ())
     if stop_strings:
         tokenizer = tokenizer or _withheld("tokenizer") or _tokenizer_of(model)
@@ -87,18 +94,22 @@ def custom_generate(
     alone = streamer if len(rows) == 1 else None
     with turn_of(model):
         speculator = speculator_for(model, drafter)
+        refuse_lengths(speculator.target.positions, mask)
         _write(speculator, [_request(speculator, row, settings, seed, room) for row in rows], alone)
         _say_what_ended_early(speculator, rows, room)
     return _returned(rows, generation_config, streamer)
 
 
 def _refuse(
+    model: nn.Module,
     input_ids: Tensor,
     config: GenerationConfig,
     processors: Sequence[Any],
     synced_gpus: bool,
     model_kwargs: dict[str, Any],
 ) -> None:
+    check_verifiable(model)
+    refuse_model(model)
     for name in ("assistant_model", "synced_gpus"):
         if _withheld(name):
             refuse(name)
@@ -159,7 +170,8 @@ def _returned(
     """What generate returns; a streamer of a whole batch is shown it step by step."""
     pad = _pad_token(config)
     written = [torch.cat((row.ids, row.ids.new_tensor(row.new))) for row in rows]
-    sequences = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
+    # int64 as generate's, whatever the prompt is
+    sequences = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad).long()
     if streamer is not None:
         for step in sequences[:, rows[0].ids.numel() :].T if len(rows) > 1 else ():
             streamer.put(step.cpu())

@@ -19,7 +19,7 @@ from specblock.engine.loading import assemble, find_drafter
 from specblock.engine.speculator import Speculator
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Kept:
     device: torch.device
     dtype: torch.dtype
     exact: bool
+    attention: str  # the model's own
     routes: RouteTable
     drafter: Drafter | None
     budget: Budget | None
@@ -40,13 +41,15 @@ class Kept:
     def of(cls, speculator: Speculator) -> Kept:
         target = speculator.target
         return cls(
-            target.device, target.dtype, target.exact, target.loan.table, speculator.drafter,
-            speculator.budget, speculator.costs, speculator.sampling_budget, speculator.copies,
+            target.device, target.dtype, target.exact, _attention_of(target.model),
+            target.loan.table, speculator.drafter, speculator.budget, speculator.costs,
+            speculator.sampling_budget, speculator.copies,
         )  # fmt: skip
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model is still where and as it was."""
-        return (model.device, model.dtype) == (self.device, self.dtype)
+        found = model.device, model.dtype, _attention_of(model)
+        return found == (self.device, self.dtype, self.attention)
 
     def around(self, model: nn.Module) -> Speculator:
         """A speculator for ``model``."""
@@ -57,6 +60,10 @@ class Kept:
             target, None, self.drafter, self.budget, self.costs, self.sampling_budget,
             copies=self.copies,
         )  # fmt: skip
+
+
+def _attention_of(model: nn.Module) -> str:
+    return str(getattr(model.config, "_attn_implementation", ""))
 
 
 _kept: WeakKeyDictionary[nn.Module, dict[str, Kept]] = WeakKeyDictionary()

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from specblock.errors import ConfigError
+from specblock.target.positions import Positions
 
 # Applied by transformers' own processors and criteria, or by the doorway.
 HONOURED = frozenset({
@@ -86,6 +87,34 @@ def refuse_settings(config: GenerationConfig, processors: LogitsProcessorList) -
             refuse("guidance_scale", processor.guidance_scale)
 
 
+def refuse_model(model: nn.Module) -> None:
+    """Raise :class:`ConfigError` for a model that does not prepare its inputs itself: by prompts
+    that were learned, say, which would be left out."""
+    prepare = vars(model).get("prepare_inputs_for_generation")
+    if prepare is None:
+        return
+    # adapters of weights go through the same replacement, and prepare nothing
+    owner = getattr(prepare, "__self__", None)
+    adapter = getattr(owner, "active_peft_config", None)
+    if adapter is None or adapter.is_prompt_learning:
+        raise ConfigError(
+            "SpecBlock's custom_generate does not support a model whose "
+            "prepare_inputs_for_generation was replaced, as adapters of the prompt do: leave out "
+            "custom_generate."
+        )
+
+
+def refuse_lengths(positions: Positions, mask: Tensor | None) -> None:
+    """Raise :class:`ConfigError` for prompts of several lengths where a row's positions depend on
+    the longest row of the batch."""
+    if positions.independent or mask is None or len(mask) == 1 or bool((mask != 0).all()):
+        return
+    raise ConfigError(
+        "This model's rotary embedding depends on the longest row of a batch, and SpecBlock writes "
+        "every row as it is alone: generate for prompts of one length, or for one at a time."
+    )
+
+
 def refuse_arguments(input_ids: Tensor, arguments: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` that names a model input which the doorway does not pass on.
 
@@ -94,7 +123,9 @@ def refuse_arguments(input_ids: Tensor, arguments: Mapping[str, Any]) -> None:
         arguments: what generate would hand to the model's forward.
     """
     for name, value in arguments.items():
-        if value is None or value is False or name in _PREPARED:
+        # what transformers fills in where nothing was given is empty
+        empty = isinstance(value, dict | list | tuple) and not value
+        if value is None or value is False or empty or name in _PREPARED:
             continue
         if name in _CACHES:
             # generate makes an empty one for every call, and marks one that is given to it
@@ -103,6 +134,11 @@ def refuse_arguments(input_ids: Tensor, arguments: Mapping[str, Any]) -> None:
             continue
         refuse(name)
     mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
+    if mask is not None and mask.shape != input_ids.shape:
+        raise ConfigError(
+            f"attention_mask is {[*mask.shape]} and input_ids {[*input_ids.shape]}: give one "
+            "entry for every token."
+        )
     if mask is not None and not bool((mask[:, -1] != 0).all()):
         raise ConfigError(
             "A row of attention_mask ends with padding, which would stand before the answer: pad "

@@ -29,7 +29,7 @@ from specblock.kernels.route_table import RouteTable
 from specblock.kernels.routes import measure_routes, sample
 from specblock.storage import cache_folder, write_atomically
 from specblock.target.model import Target
-from specblock.tree.cost import CostTable
+from specblock.tree.budgeting.cost import CostTable
 
 FIRST_SECONDS = 12.0  # of a calibration that somebody waits for
 _ROUTES_SHARE = 0.4  # of the time there is
@@ -109,6 +109,24 @@ def load_calibration(
         return Calibration.from_dict(json.loads(path.read_text(encoding="utf-8"))["calibration"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def note_giving_up(
+    target: Target, drafter: Drafter | None, cache_dir: str | Path | None = None
+) -> None:
+    """Remember that there was not enough time, for a later process not to wait as long again."""
+    write_atomically(_given_up(target, drafter, cache_dir), "")
+
+
+def gave_up_before(
+    target: Target, drafter: Drafter | None, cache_dir: str | Path | None = None
+) -> bool:
+    """Whether an earlier process had too little time."""
+    return _given_up(target, drafter, cache_dir).exists()
+
+
+def _given_up(target: Target, drafter: Drafter | None, cache_dir: str | Path | None) -> Path:
+    return calibration_path(calibration_key(target, drafter), cache_dir).with_suffix(".gave-up")
 
 
 def calibrate(

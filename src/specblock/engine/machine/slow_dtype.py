@@ -22,7 +22,7 @@ def warn_of_slow_dtype(target: Target) -> None:
 
     Some have no product in half precision and put it together from single conversions.
     """
-    if target.device.type != "cpu" or target.dtype == torch.float32:
+    if target.device.type != "cpu" or target.dtype not in (torch.bfloat16, torch.float16):
         return
     seconds = {dtype: product_seconds(dtype) for dtype in (target.dtype, *_CHOICES)}
     best = min(seconds, key=seconds.get)

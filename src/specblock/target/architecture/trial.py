@@ -26,7 +26,7 @@ def hands_on_its_cache(target: Target, tap: FeatureTap, cache_name: str) -> bool
     ids = torch.zeros(1, 2, dtype=torch.int64, device=target.device)
     cache = PathCache(target.config.num_hidden_layers, 2)
     try:
-        with target.loan:
+        with target.positions.computed_as_if_last(ids[0] + 1), target.loan:
             target.model(input_ids=ids, **{cache_name: cache}, use_cache=True)
     finally:
         target.loan.attention = usual

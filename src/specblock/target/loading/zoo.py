@@ -83,6 +83,8 @@ def locate_model(name: str, cache_dir: str | Path | None = None) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path if (path / "config.json").is_file() else _from_gguf(path, cache_dir)
+    if name.lower().endswith(".gguf") or name.startswith((".", "/", "~")):
+        raise ModelError(f"There is no file or folder {name}: check the path.")
     if not HUB_ID.fullmatch(name):
         raise ModelError(
             f"There is no folder {name}, and it is not a model id either: give an existing folder, "
@@ -104,7 +106,7 @@ def _from_gguf(path: Path, cache_dir: str | Path | None) -> Path:
 
     if not path.is_dir():
         return prepare(gguf.conversion_of(path, cache_dir), cache_dir)
-    files = sorted(path.glob("*.gguf"))
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
     if not files:
         raise ModelError(f"{path} is not a model folder: it has no config.json and no GGUF file.")
     if len(files) > 1:
@@ -221,7 +223,7 @@ def _explained(name: str) -> Iterator[None]:
     own = (SafetensorError, StrictDataclassError)
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, *own) as error:
+    except (OSError, ValueError, LookupError, TypeError, ImportError, RuntimeError, *own) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise ModelError(f"There is not enough memory to load {name}.") from error
         raise ModelError(f"{name} cannot be loaded: {first_sentence(error)}") from error
@@ -237,6 +239,8 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 def _device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError):  # torch asserts when it was built without CUDA
         raise ModelError(

@@ -142,6 +142,15 @@ def _refuse_besides(values: Mapping[str, Any]) -> None:
             raise _refusal(kind, f"has {kind} ({key}), which the conversation would lack")
 
 
+def _contradicts(entry: Mapping[str, Any]) -> bool:
+    """Whether both pairs of names are there and say different things."""
+    said = [[entry.get(name) for name in pair] for pair in _PAIRS]
+    if any(value is None for pair in said for value in pair):
+        return False
+    roles = [ROLES.get(str(role).strip().lower(), role) for role, _ in said]
+    return roles[0] != roles[1] or said[0][1] != said[1][1]
+
+
 class _Message(BaseModel):
     """Who says what; both pairs of names, ``from`` and ``value`` only where the others are not."""
 
@@ -156,6 +165,8 @@ class _Message(BaseModel):
         if not isinstance(entry, Mapping):
             return entry
         _refuse_besides(entry)
+        if _contradicts(entry):
+            raise _refusal("another form", "has role and content and another from and value")
         pair = next((pair for pair in _PAIRS if any(name in entry for name in pair)), None)
         if pair is None:
             raise _refusal("another form", "has neither role and content nor from and value")
@@ -184,10 +195,12 @@ class _Row(BaseModel):
 
 def _chat(row: Mapping[str, Any]) -> list[Any]:
     """The messages of a row, not looked into yet."""
-    chat = next((row[key] for key in _CHATS if row.get(key) not in _NOTHING), None)
+    name = next((key for key in _CHATS if row.get(key) not in _NOTHING), None)
     turns = row.get("turns")
-    if chat is not None:
-        return _with_turns(_listed(chat), turns)
+    if name is not None:
+        if isinstance(row[name], str):
+            raise _refusal("another form", f"has {name} that are a text, not a list of messages")
+        return _with_turns(_listed(row[name]), turns)
     if turns not in _NOTHING:
         return _listed(turns, texts=True)
     for key in _QUESTIONS:
@@ -207,8 +220,9 @@ def _listed(given: Any, *, texts: bool = False) -> list[Any]:
     if isinstance(given, str):
         return [_said(given)]
     if isinstance(given, Mapping):
-        columns = any(isinstance(given.get(who), list) for who, _ in _PAIRS)
-        return _from_columns(given) if columns else [given]
+        columns = [isinstance(given.get(name), list) for pair in _PAIRS[1:] for name in pair]
+        columns += [isinstance(given.get(_PAIRS[0][0]), list)]
+        return _from_columns(given) if any(columns) else [given]
     if not isinstance(given, list):
         raise _refusal("another form", f"has messages that are {_kind_of(given)}")
     return [_said(one) if texts and isinstance(one, str) else one for one in given]
@@ -247,6 +261,8 @@ def _question(row: Mapping[str, Any], key: str) -> list[Any]:
         if not isinstance(more, str):
             raise _refusal("no text", f"has an input or context that is {_kind_of(more)}")
         asked = f"{asked}\n\n{more}"
+    if more is not None and not isinstance(asked, str):
+        raise _refusal("no text", f"has a {key} that is {_kind_of(asked)} beside an input")
     if not isinstance(asked, str | list | Mapping):
         raise _refusal("no text", f"has a {key} that is {_kind_of(asked)}, not text")
     answers = (row.get(name) for name in _ANSWERS)

@@ -33,6 +33,7 @@ from specblock.training.data import turns
 from specblock.training.data.prompts import Prompt, check_ids
 from specblock.training.data.shards import AnswerStore, finished_ids
 from specblock.training.data.turns import Progress, Turn, answer_row, keyed_seed, turn_of
+from specblock.tree.sampling import NoPossibleTokenError
 
 __all__ = [
     "RegenerateConfig",
@@ -78,8 +79,13 @@ def batches(asked: list[Asked], config: RegenerateConfig) -> Iterator[list[Asked
 def draw_batch(
     logits: Tensor, temperatures: Tensor, config: RegenerateConfig, generator: torch.Generator
 ) -> Tensor:
-    """One token per row of ``logits [B, V]``; temperature 0 is the arg-max. Returns int64 [B]."""
-    tokens = logits.max(-1).indices  # argmax, several times as fast on a CPU
+    """One token per row of ``logits [B, V]``; temperature 0 is the arg-max. Returns int64 [B].
+
+    Raises :class:`ModelError` for NaN or +inf among them.
+    """
+    best, tokens = logits.max(-1)  # argmax, several times as fast on a CPU
+    if not bool((best < torch.inf).all()):
+        raise ModelError(str(NoPossibleTokenError()))
     sampled = temperatures.nonzero().flatten()
     if sampled.numel() == 0:
         return tokens

@@ -83,8 +83,14 @@ def gathered(state: Any) -> Any:
 def load_gathered(
     model: nn.Module, optimiser: torch.optim.Optimizer, weights: dict[str, Tensor], moments: dict
 ) -> None:
-    """Load what :func:`gathered` made of their states, ``weights`` perhaps of some parts alone."""
+    """Load what :func:`gathered` made of their states, ``weights`` perhaps of some parts alone.
+
+    Raises KeyError where a parameter that is trained is not among the weights.
+    """
     own = model.state_dict()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in weights:
+            raise KeyError(f"no weights of {name}")
     model.load_state_dict({n: _like(w, own[n]) for n, w in weights.items()}, strict=False)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     divided = {

@@ -16,7 +16,7 @@ from specblock.drafters.base import Drafter, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.training.evaluate.simulate import simulate
 from specblock.training.features.reader import Sequence
-from specblock.tree.budget import BudgetController
+from specblock.tree.budgeting.budget import BudgetController
 
 
 @dataclass(frozen=True)

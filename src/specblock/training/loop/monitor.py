@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -52,9 +53,10 @@ class Table:
         """Forget what was written behind ``length``: rows of steps that will be done again."""
         if length == 0:
             self.path.unlink(missing_ok=True)
-        elif length < self.length:
-            with self.path.open("r+b") as file:
-                file.truncate(length)
+        elif self.path.exists():
+            kept = self.path.read_bytes()[:length]
+            # whole rows, even where the file is another one than it was
+            os.truncate(self.path, kept.rfind(b"\n") + 1)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add ``row``; raises :class:`ValueError` for keys that the first one has not."""

@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from specblock.drafters.config import StoredConfig
@@ -35,9 +36,9 @@ class TrainingState(Stored):
     names: list[str]
     optimiser: dict[str, Any]
     random: dict[str, Any]
-    step: int
-    answer_tokens: int
-    elapsed: float
+    step: Annotated[int, Field(ge=0)]
+    answer_tokens: Annotated[int, Field(ge=0)]
+    elapsed: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     tables: dict[str, int] | None
     version: str | None = None
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget
-from specblock.drafters.proposal import Proposal
+from specblock.drafters.proposing.proposal import Proposal
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import (
     BlockCandidates,

@@ -8,11 +8,11 @@ from typing import Self
 from torch import Tensor
 
 from specblock.tree.accept import follow
-from specblock.tree.account import Account
-from specblock.tree.cost import CostTable, best_nodes, choose_leaves
+from specblock.tree.budgeting.account import Account
+from specblock.tree.budgeting.cost import CostTable, best_nodes, choose_leaves
+from specblock.tree.budgeting.drag import Drag
+from specblock.tree.budgeting.learned import Learned, Means
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.drag import Drag
-from specblock.tree.learned import Learned, Means
 from specblock.tree.survival import SurvivalModel, Trials, trim
 
 
@@ -23,8 +23,8 @@ class BudgetController:
     `speculate` (and `asks`, where fewer texts than all draft together); if so the network drafts,
     asks `leaves` before every later block and `nodes` before verification, and the round reports
     to `update`; else `copies` is what may be verified, and it reports to `update_without`. Where
-    the nodes of many texts are chosen together (:mod:`specblock.tree.sharing`), `most` says what
-    this one may have, and `beside` is told what the others have. What is kept:
+    the nodes of many texts are chosen together (:mod:`specblock.tree.budgeting.sharing`), `most`
+    says what this one may have, and `beside` is told what the others have. What is kept:
 
     * `model`: the survival model, updated with the outcomes of every verification;
     * `price` of a second: tokens by seconds of the last 50 rounds or so, at least the plain speed;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specblock.tree.averages import Recent
+from specblock.tree.budgeting.averages import Recent
 
 
 class Account:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from specblock.tree.averages import Recent
-from specblock.tree.cost import CostTable
-from specblock.tree.drag import Drag
+from specblock.tree.budgeting.averages import Recent
+from specblock.tree.budgeting.cost import CostTable
+from specblock.tree.budgeting.drag import Drag
 from specblock.tree.survival import SurvivalModel
 
 __all__ = ["Learned", "Means"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specblock.tree.cost import CostTable, best_nodes
+from specblock.tree.budgeting.cost import CostTable, best_nodes
 
 __all__ = ["share"]
 

@@ -1,0 +1,1 @@
+"""How texts are drafted, alone or together, whatever the network is."""
