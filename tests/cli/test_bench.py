@@ -64,3 +64,17 @@ def test_bench_refuses_in_a_sentence(tiny, run, arguments, said):
     assert result.exit_code == 2
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_many_clients(tiny, run, tmp_path):
+    out = tmp_path / "clients.json"
+    arguments = ("bench", "--model", "tiny", "--drafter", "lookup", "--max-new-tokens", "4",
+                 "--limit", "2", "--methods", "plain,specblock", "--json", str(out))  # fmt: skip
+    result = run(*arguments, "--concurrency", "1,2")
+    assert result.exit_code == 0, result.output
+    assert json.loads(out.read_text())["load"].keys() == {"1", "2"}
+    assert "| 2, specblock |" in result.stdout
+    assert "2 clients, plain: " in result.stderr
+    refused = run(*arguments, "--concurrency", "a")
+    assert refused.exit_code == 2
+    assert "as numbers of clients: 1,2,4" in refused.stderr

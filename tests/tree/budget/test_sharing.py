@@ -53,6 +53,15 @@ def test_a_text_with_good_drafts_gets_more_and_a_dear_row_none():
     assert share([torch.zeros(0)] * 2, CPU, 2, rate=1.0) == [0, 0]
 
 
+def test_a_tree_must_be_worth_what_it_takes_beyond_its_rows():
+    good, poor = torch.full((6,), 0.9).cumprod(0), torch.tensor([0.2])
+    costs = CostTable({1: 20.0, 16: 21.0}, overhead=8.0)
+    free = CostTable({1: 20.0, 16: 21.0})
+    assert share([good, poor], free, 2, rate=0.05) == [6, 1]
+    assert share([good, poor], costs, 2, rate=0.05) == [6, 0]
+    assert share([poor, poor], costs, 2, rate=0.05) == [0, 0]
+
+
 def test_alone_a_text_is_charged_what_its_round_takes():
     control = BudgetController(CPU)
     control.account.left = before = 5.0

@@ -24,7 +24,8 @@ def bench_load(
     **placement: Any,
 ) -> None:
     """Measure, and print the table."""
-    from specblock.bench.load.run import load_markdown, measure
+    from specblock.bench.load.report import load_markdown
+    from specblock.bench.load.run import measure
     from specblock.target.chat.template import chat_tokens
 
     try:
@@ -32,8 +33,8 @@ def bench_load(
     except ValueError:
         raise ConfigError("Give --concurrency as numbers of clients: 1,2,4.") from None
     speculator = _load(**placement)
-    tokenizer = speculator.tokenizer
-    prompts = [chat_tokens(tokenizer, prompt.turns[0]) for prompt in chosen]
+    asked = [[*prompt.lead, {"role": "user", "content": prompt.turns[0]}] for prompt in chosen]
+    prompts = [chat_tokens(speculator.tokenizer, messages) for messages in asked]
     report = measure(
         speculator,
         prompts,
