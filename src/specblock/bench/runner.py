@@ -113,12 +113,12 @@ def _measure_rest(
             progress(index + 1, len(prompts), report)
 
 
-def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Replace a report on the disk; every row takes one line."""
-    figures = {name: value for name, value in report.items() if name != "rows"}
+def write_report(path: str | Path, report: Mapping[str, Any], rows: str = "rows") -> None:
+    """Replace a report on the disk; every one of its ``rows`` takes one line."""
+    figures = {name: value for name, value in report.items() if name != rows}
     head = json.dumps(figures, indent=1, allow_nan=False).removesuffix("\n}")
-    rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in report["rows"])
-    write_atomically(path, f'{head},\n "rows": [\n  {rows}\n ]\n}}\n')
+    lines = ",\n  ".join(json.dumps(row, allow_nan=False) for row in report[rows])
+    write_atomically(path, f'{head},\n "{rows}": [\n  {lines}\n ]\n}}\n')
 
 
 def of_speculator(speculator: Any) -> dict[str, Callable]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 from specblock.bench.environment import describe_environment
 from specblock.bench.load.clients import METHODS
 from specblock.bench.load.served import PLAIN, TURNS, Turn, figures
+from specblock.bench.runner import write_report
 from specblock.config import GenerationConfig
 from specblock.engine.speculator import Speculator
 from specblock.errors import ConfigError
-from specblock.storage import write_atomically
 
 __all__ = ["measure"]
 
@@ -69,5 +68,5 @@ def measure(
                 "turns": [turn.to_dict() for turn in turns],
             }
             if out is not None:
-                write_atomically(out, json.dumps(report, indent=1))
+                write_report(out, report, "turns")
     return report
