@@ -10,8 +10,10 @@ import torch
 from specblock.engine import loading
 from specblock.engine.machine import calibrate, measure, slow_dtype
 from specblock.engine.machine.exactness import repeats_plain
+from specblock.engine.machine.measure import _briefly
 from specblock.errors import ModelError
 from specblock.kernels import deadline
+from specblock.kernels.deadline import Deadline
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
 from specblock.tree.budgeting.cost import CostTable
@@ -159,3 +161,10 @@ def test_steps_are_logged_where_nobody_watches(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "specblock"):
         loading.assemble(make_target("llama"), None, "lookup", cache_dir=tmp_path)
     assert "matrix products ..." in caplog.text
+
+
+def test_what_company_adds_is_left_out_where_there_is_no_time():
+    """It must not make a first start give up: everything else was measured."""
+    target = Target(make_target("llama"))
+    assert _briefly(lambda: None, target, Deadline(0.0)) is None
+    assert _briefly(lambda: None, target, Deadline()) >= 0.0

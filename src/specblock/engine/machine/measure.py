@@ -24,10 +24,10 @@ DRAFT_PAIRS = (1, 2, 4, 8)
 DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
 _CONTEXT = 256  # positions in the caches while measuring
 _TURNS = 12
-_TOGETHER = 4  # texts that draft in one call
+_TOGETHER, _SHORT, _FEW = 4, 32, 5  # texts in one call, their positions, and calls that are timed
 _LEAST_SIZES = 3  # from which a table can be continued
 _CHANGES = 0.5  # of the trees follow a plain step, the others a tree
-_TARGET_SHARE, _COMPANY_SHARE, _BLOCKS_SHARE = 0.5, 0.1, 0.3  # of the time that is left
+_TARGET_SHARE, _BLOCKS_SHARE = 0.55, 0.3  # of the time that is left
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def measure_believably(
     share = 1.0 if drafter is None else _TARGET_SHARE
     timing = time_in_turns(calls, target, calls[1], deadline.part(share))
     verify = timing.settled
-    own = deadline.part(_COMPANY_SHARE)
-    company = time_in_turns(_company(target, prompt), target, deadline=own).settled[_TOGETHER]
-    more = max(0.0, company - CostTable(verify).target_seconds(_TOGETHER)) / (_TOGETHER - 1)
-    table = CostTable(verify, target_text=more)
+    table = CostTable(verify)
+    alone = table.target_seconds(_TOGETHER)
+    more = _added_by_texts(_company(target, prompt[:_SHORT]), alone, target, deadline)
+    table = replace(table, target_text=more)
     if drafter is not None:
         on_step("the drafter's blocks")
         first, later = drafter.measurements(features, prompt, DRAFT_PAIRS, DRAFT_LEAVES)
@@ -90,9 +90,9 @@ def measure_believably(
         draft_next = time_in_turns(later, target, deadline=own).settled
         on_step("whole rounds")
         table = replace(table, draft_first=draft_first, draft_next=draft_next)
-        drafting = time_in_turns(_together(drafter, features, prompt), target, deadline=own)
-        more = drafting.settled[_TOGETHER] - table.draft_first_seconds(_TOGETHER)
-        table = replace(table, draft_text=max(0.0, more / (_TOGETHER - 1)))
+        call = _together(drafter, features[:_SHORT], prompt[:_SHORT])
+        alone = table.draft_first_seconds(_TOGETHER)
+        table = replace(table, draft_text=_added_by_texts(call, alone, target, deadline))
         table = fitted_to_rounds(table, target, drafter, prompt.tolist(), deadline)
     more = {
         rows: _CHANGES * max(0.0, timing.changed[rows] - verify[rows])
@@ -103,21 +103,38 @@ def measure_believably(
     return replace(table, target=costs), timing.scatter
 
 
-def _company(target: Target, prompt: Tensor) -> dict[int, Callable[[], object]]:
+def _briefly(call: Callable[[], object], target: Target, deadline: Deadline) -> float | None:
+    """Typical seconds of a few calls; None where there is no time."""
+    seconds = []
+    while len(seconds) <= _FEW and deadline.left:
+        seconds.append(_timed(call, target))
+    return typical(seconds[1:] or seconds) if seconds else None  # the first one warms up
+
+
+def _added_by_texts(
+    call: Callable[[], object], alone: float, target: Target, deadline: Deadline
+) -> float:
+    """Seconds that each further text adds to a call for ``_TOGETHER`` of them, which takes
+    ``alone`` for one text with as many rows; 0 where there is no time to find out."""
+    seconds = _briefly(call, target, deadline)
+    return 0.0 if seconds is None else max(0.0, seconds - alone) / (_TOGETHER - 1)
+
+
+def _company(target: Target, prompt: Tensor) -> Callable[[], object]:
     """A plain step of so many texts."""
     texts = [target.open(len(prompt) + 2) for _ in range(_TOGETHER)]
     for text in texts:
         target.run([target.prompt_piece(text, prompt, prompt)])
         text.cache.advance(len(prompt))
     roots = [DraftTree.root_only(0, target.device)] * _TOGETHER
-    return {_TOGETHER: lambda: target.verify_all(texts, roots)}
+    return lambda: target.verify_all(texts, roots)
 
 
-def _together(drafter: Drafter, features: Tensor, tokens: Tensor) -> dict[int, Callable[[], None]]:
+def _together(drafter: Drafter, features: Tensor, tokens: Tensor) -> Callable[[], object]:
     """A first block for so many texts at once, a new pair each, growing the trees included."""
     texts = [drafter.another() for _ in range(_TOGETHER)]
     for text in texts:
-        text.reset(len(tokens) + 4 * _TURNS)
+        text.reset(len(tokens) + 2 * _FEW)
         text.observe(features, tokens)
     budget = FixedBudget(8, 0)
 
@@ -127,7 +144,7 @@ def _together(drafter: Drafter, features: Tensor, tokens: Tensor) -> dict[int, C
         for proposal in together([text.drafting(int(tokens[0]), budget) for text in texts]):
             proposal.chosen(budget)
 
-    return {_TOGETHER: draft}
+    return draft
 
 
 def _call(function: Callable, *arguments) -> Callable[[], None]:
