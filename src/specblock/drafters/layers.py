@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -201,6 +201,30 @@ class DraftLayer(nn.Module):
         """The layer's output, given the attention result ``[..., heads * d]``."""
         x = x + self.self_attn.o_proj(attended)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+Place = tuple[Tensor, int, Tensor | None]  # of a text: its cache, where to write, its mask
+
+
+def attend_texts(
+    places: Sequence[Place],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    asked: Sequence[int],
+    written: Sequence[int],
+) -> Tensor:
+    """:func:`attend_cached` of many texts whose rows lie one behind the other.
+
+    Args:
+        asked, written: how many rows of ``q``, and of ``k`` and ``v``, are each text's.
+    """
+    rows = zip(
+        places, q.split(list(asked)), k.split(list(written)), v.split(list(written)), strict=True
+    )
+    return torch.cat(
+        [attend_cached(cache, start, *own, mask) for (cache, start, mask), *own in rows]
+    )
 
 
 def attend_cached(

@@ -16,7 +16,7 @@ from threading import Lock, RLock
 from typing import Generic, Self, TypeVar
 
 from specblock.engine.own import Own
-from specblock.engine.sequence import Sequence, check_prompt
+from specblock.engine.sequence import Sequence, capacity_for, check_prompt
 from specblock.engine.step import step
 from specblock.engine.turns import turn_of
 from specblock.errors import SpecBlockError
@@ -131,9 +131,7 @@ class Engine:
 
     def _positions(self, request: Request) -> int:
         """Of the target's cache that it may need."""
-        prompt = len(request.prompt)
-        room = min(request.room, self.target.context_length - prompt)
-        return prompt + room + request.nodes + 1
+        return capacity_for(self.target, len(request.prompt), request.room, request.nodes)
 
     def _check_size(self, request: Request) -> None:
         most, wanted = self.target.texts.most_positions, self._positions(request)

@@ -21,7 +21,7 @@ from specblock.tree.accept import Acceptance, accept
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import NoPossibleTokenError, SamplingParams, draw
 
-__all__ = ["RoundObserver", "Seat", "Sequence", "check_prompt"]
+__all__ = ["RoundObserver", "Seat", "Sequence", "capacity_for", "check_prompt"]
 
 
 class RoundObserver(Protocol):
@@ -94,7 +94,7 @@ class Sequence:
         self.error: Exception | None = None
         self._prompt = torch.tensor(prompt, device=target.device)
         nodes = seat.drafter.max_nodes if seat.drafter else 0
-        self.capacity = len(prompt) + self._room + nodes + 1
+        self.capacity = capacity_for(target, len(prompt), self._room, nodes)
         self.text: Text | None = target.open(self.capacity, self._prompt)
         # features of all positions so far
         self._shown: list[Tensor] = [] if self.text.known is None else [self.text.known]
@@ -220,6 +220,12 @@ class Sequence:
             return draw_tokens()
         except NoPossibleTokenError as error:
             raise ModelError(str(error)) from None
+
+
+def capacity_for(target: Target, prompt: int, room: int, nodes: int) -> int:
+    """Positions of the target's cache that a text may need: of its prompt, of ``room`` new tokens
+    as far as the context holds them, of a tree of ``nodes`` and its root."""
+    return prompt + min(room, target.context_length - prompt) + nodes + 1
 
 
 def check_prompt(prompt: list[int], target: Target) -> None:

@@ -78,7 +78,6 @@ class TextPool:
         self._open: set[Text] = set()
         self._ended: list[_Ended] = []  # the most recently used first
         self._position_bytes = 0  # 0 before a text was read
-        self._features_counted = False  # in them, which is known when a text ends
 
     @property
     def most_positions(self) -> int | None:
@@ -116,7 +115,7 @@ class TextPool:
         """
         if (kind, exact) != self._kind:
             self._kind, self._ended = (kind, exact), []
-            self._position_bytes, self._features_counted = 0, False
+            self._position_bytes = 0
         source, common = self._like(prompt)
         if source is not None:
             self.hits, self.tokens_saved = self.hits + 1, self.tokens_saved + common
@@ -181,9 +180,9 @@ class TextPool:
             return
         self._open.remove(text)
         self._measure()
-        if features is not None and len(features) and not self._features_counted:
-            self._position_bytes += features[0].numel() * features.element_size()
-            self._features_counted = True
+        if features is not None and len(features):
+            own = text.cache.position_bytes + features[0].numel() * features.element_size()
+            self._position_bytes = max(self._position_bytes, own)
         if tokens is None or features is None:
             tokens, features = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
         self._ended.insert(0, _Ended(text.cache, tokens.cpu(), features))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.eagle3.model import Eagle3Model
-from specblock.drafters.layers import attend_cached
+from specblock.drafters.layers import attend_texts
 from specblock.drafters.shortlist import best_logits
 
 __all__ = ["Found", "Rows"]
@@ -60,7 +60,6 @@ class Rows:
         return id(self.model), self.features, self.width
 
     @staticmethod
-    @torch.inference_mode()
     def compute(forwards: Sequence[Rows]) -> list[Found]:
         """What each gives."""
         model, layer = forwards[0].model, forwards[0].model.midlayer
@@ -81,11 +80,9 @@ class Rows:
             return torch.cat([part[len(part) - count :] for part, count in own])
 
         queries = layer.self_attn.queries(last(x), last(cos), last(sin))
-        parts = zip(
-            forwards, queries.split(asked), keys.split(sizes), values.split(sizes), strict=True
-        )
-        attended = [attend_cached(own.cache, own.start, *qkv, own.mask) for own, *qkv in parts]
-        hidden = layer.finish(last(conditions), torch.cat(attended))
+        places = [(own.cache, own.start, own.mask) for own in forwards]
+        attended = attend_texts(places, queries, keys, values, asked, sizes)
+        hidden = layer.finish(last(conditions), attended)
         top, ids, total = best_logits(model.lm_head, model.norm(hidden), forwards[0].width)
         found = hidden, model.to_target_ids(ids), top - total
         return [Found(*own) for own in zip(*(f.split(asked) for f in found), strict=True)]

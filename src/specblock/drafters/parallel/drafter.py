@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specblock.drafters.base import Budget, FixedBudget
-from specblock.drafters.layers import attend_cached
+from specblock.drafters.layers import attend_texts
 from specblock.drafters.parallel.model import ParallelModel
 from specblock.drafters.proposing.levels import LevelTree
 from specblock.drafters.proposing.pairs import PairQueue
@@ -53,7 +53,6 @@ class Pairs:
         return id(self.model), self.width
 
     @staticmethod
-    @torch.inference_mode()
     def compute(forwards: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]]:
         """Of each the candidates of all K positions: int64 ``[K, W]``, log-probabilities."""
         model, width = forwards[0].model, forwards[0].width
@@ -64,10 +63,9 @@ class Pairs:
         masks = [_causal(own, inputs[0].dtype) for own in places]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            rows = zip(forwards, q.split(sizes), k.split(sizes), v.split(sizes), masks, strict=True)
-            return torch.cat(
-                [attend_cached(own.cache[layer], own.start, *rest) for own, *rest in rows]
-            )
+            texts = zip(forwards, masks, strict=True)
+            rows = [(own.cache[layer], own.start, mask) for own, mask in texts]
+            return attend_texts(rows, q, k, v, sizes, sizes)
 
         positions = torch.cat(places) + 1 - int(model.config.sink)
         hidden = model.run(torch.cat(inputs), positions, attend)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specblock.drafters.layers import attend_cached
+from specblock.drafters.layers import attend_texts
 from specblock.drafters.shortlist import best_logits
 from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
 from specblock.tree.policy import BlockCandidates
@@ -56,7 +56,6 @@ class Entries:
         return id(self.model), self.features, self.width
 
     @staticmethod
-    @torch.inference_mode()
     def compute(forwards: Sequence[Entries]) -> list[tuple[Tensor, BlockCandidates | None]]:
         """Of each the hidden states ``[B, K, H]`` and the candidates of its blocks; None where
         nothing is predicted."""
@@ -67,13 +66,8 @@ class Entries:
         previous = torch.where(slots > 0, rows - 1, rows)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            parts = zip(forwards, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-            return torch.cat(
-                [
-                    attend_cached(own.cache[layer], own.start, *rows, own.mask)
-                    for own, *rows in parts
-                ]
-            )
+            places = [(own.cache[layer], own.start, own.mask) for own in forwards]
+            return attend_texts(places, q, k, v, sizes, sizes)
 
         positions = torch.cat([forward.positions for forward in forwards])
         hidden = model.run(_inputs(forwards), lambda x: x[previous], positions, attend)

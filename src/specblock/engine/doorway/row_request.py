@@ -17,7 +17,7 @@ class RowRequest(Request[list[int]]):
     """Writes ``row`` to its end, ``room`` tokens at most; its pieces are rounds of new tokens."""
 
     def __init__(self, row: Row, params: SamplingParams, room: int, seats: Seats):
-        super().__init__(row.prompt, room)
+        super().__init__(row.prompt, room, seats.nodes)
         self._row, self._params, self._seats = row, params, seats
         self._seat: Seat | None = None
 

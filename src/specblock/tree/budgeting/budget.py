@@ -58,7 +58,8 @@ class BudgetController:
     def _set_up(self) -> None:
         """Nothing yet of a text."""
         self.account, self._pending = Account(), 1
-        self._booked = (False, 0.0)
+        # of the last round: more than a plain step, and the seconds that it added to one
+        self.tried, self.added = False, 0.0
         self.in_company(1, 1)
         self._start(None)
 
@@ -242,16 +243,6 @@ class BudgetController:
         self._book(tokens, nodes, 0.0, nodes > 0)
         self._pending += tokens  # pairs that the network has not read yet
 
-    @property
-    def added(self) -> float:
-        """Seconds that the last round added to a plain step, by the table."""
-        return self._booked[1]
-
-    @property
-    def tried(self) -> bool:
-        """Whether the last round was more than a plain step."""
-        return self._booked[0]
-
     def clocked(self, seconds: float, added: float, *, tried: bool) -> None:
         """What a step took by the clock.
 
@@ -268,7 +259,7 @@ class BudgetController:
         without, rows = self.costs.target_seconds(self._rows, self._texts), nodes + self._beside
         more = self.costs.target_seconds(self._rows + rows, self._texts) - without
         added = drafting + more * nodes / max(1, rows) + (self.costs.overhead if tried else 0.0)
-        self._booked = (tried, added)
+        self.tried, self.added = tried, added
         if tried:
             added = self.drag.factor * (added + without / self._texts) - without / self._texts
         steps = 1.0 + added / self._plain_share
