@@ -20,7 +20,7 @@ from specblock.training.data.answers import (
     read_answers,
     split_held_out,
 )
-from specblock.training.data.prompts import Prompt, read_prompts
+from specblock.training.data.prompts import Prompt
 from specblock.training.data.regenerate import (
     RegenerateConfig,
     answer_batch,
@@ -284,19 +284,3 @@ def test_a_missing_dashboard_stops_before_any_work(answer_file, tmp_path, monkey
     with pytest.raises(SpecBlockError, match="tensorboard is not installed"):
         train_drafter(make_target("llama"), make_tokenizer(), answer_file, tmp_path, settings)
     assert not (tmp_path / "features").exists()
-
-
-def test_broken_prompt_files_name_the_line(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"id": 1, "messages": [{"role": "user", "content": "w5"}]}\n{broken\n')
-    with pytest.raises(SpecBlockError, match="line 2"):
-        read_prompts(path, make_tokenizer(), limit=None, max_tokens=9)
-    with pytest.raises(SpecBlockError, match="no prompt file"):
-        read_prompts(tmp_path / "none", make_tokenizer(), limit=None, max_tokens=9)
-    path.write_text(
-        '{"id": 1, "messages": [{"role": "system", "content": "w5"}]}\n'
-        '{"id": 2, "messages": [{"role": "user", "content": "w5"}]}\n'
-        '{"id": 3, "messages": [{"role": "user", "content": "w5 w5 w5 w5 w5 w5 w5 w5"}]}\n'
-    )
-    kept = read_prompts(path, make_tokenizer(), limit=None, max_tokens=9)
-    assert [prompt.id for prompt in kept] == ["2"]

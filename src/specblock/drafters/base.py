@@ -37,6 +37,10 @@ class Budget(Protocol):
     def copies(self) -> DraftTree | None:
         """What is verified of ``copied`` in a round without the drafter."""
 
+    @property
+    def copied_survival(self) -> Tensor | None:
+        """Of the copies of this round, float [N+1]; read where :meth:`copies` names any."""
+
     def update(self, log_probs: Tensor, classes: Tensor, trials: Trials) -> None:
         """After a round of the drafter: fields of the verified tree, trials of acceptance."""
 

@@ -74,7 +74,8 @@ class Round:
         """The drafter was not asked."""
         copies = self.budget.copies()
         if copies is not None:
-            self.proposal = Proposal.of_tree(self.copied, self.budget.model)
+            survival = self.budget.copied_survival
+            self.proposal = Proposal(self.copied, survival, self.copied.num_draft)
             self.nodes = copies.num_draft
 
     def tree(self) -> DraftTree:

@@ -13,10 +13,10 @@ from specblock.config import GenerationConfig
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.answer import Answer, Chunk, Generation
-from specblock.engine.each import one_for_each
 from specblock.engine.engine import Engine, Handle
 from specblock.engine.seats import Seats
 from specblock.engine.sequence import Seat
+from specblock.engine.stateful import one_for_each
 from specblock.engine.text import TextStream
 from specblock.errors import ContextError
 from specblock.target.chat.messages import checked_ids, checked_messages

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from tests.engine.test_speculator import make_tokenizer
 
 from specblock.errors import SpecBlockError
 from specblock.training.data.answers import Answer, read_answers, split_held_out
+from specblock.training.data.prompts import read_prompts
 
 
 def row(name, *, turn=None, tokens=9, finish="stop"):
@@ -59,3 +61,19 @@ def test_a_conversation_is_held_out_whole():
     training, held = split_held_out(answers, 5)
     assert len(held) == 5
     assert not {a.id for a in training} & {a.id for a in held}
+
+
+def test_broken_prompt_files_name_the_line(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": 1, "messages": [{"role": "user", "content": "w5"}]}\n{broken\n')
+    with pytest.raises(SpecBlockError, match="line 2"):
+        read_prompts(path, make_tokenizer(), limit=None, max_tokens=9)
+    with pytest.raises(SpecBlockError, match="no prompt file"):
+        read_prompts(tmp_path / "none", make_tokenizer(), limit=None, max_tokens=9)
+    path.write_text(
+        '{"id": 1, "messages": [{"role": "system", "content": "w5"}]}\n'
+        '{"id": 2, "messages": [{"role": "user", "content": "w5"}]}\n'
+        '{"id": 3, "messages": [{"role": "user", "content": "w5 w5 w5 w5 w5 w5 w5 w5"}]}\n'
+    )
+    kept = read_prompts(path, make_tokenizer(), limit=None, max_tokens=9)
+    assert [prompt.id for prompt in kept] == ["2"]

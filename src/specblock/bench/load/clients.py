@@ -10,11 +10,12 @@ from typing import Any
 from transformers import ContinuousBatchingConfig
 from transformers import GenerationConfig as TransformersConfig
 
-from specblock.bench.load.served import PLAIN, Request, Turn
+from specblock.bench.load.served import Request, Turn
+from specblock.bench.measure.methods import PLAIN
 from specblock.config import GenerationConfig
 from specblock.engine.speculator import Speculator
 
-__all__ = ["METHODS", "PEER", "PLAIN", "SPECBLOCK"]
+__all__ = ["METHODS"]
 
 SPECBLOCK, PEER = "specblock", "transformers"
 Serve = Callable[[Speculator, Sequence[list[int]], GenerationConfig, int], Turn]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from specblock.bench.load.served import PLAIN, TURNS, Turn, figures
+from specblock.bench.load.served import TURNS, Turn, figures
+from specblock.bench.measure.methods import PLAIN
 from specblock.bench.report.tables import number, table
 
 __all__ = ["is_load", "load_markdown", "read_load"]

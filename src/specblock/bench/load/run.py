@@ -9,7 +9,8 @@ from typing import Any
 
 from specblock.bench.environment import describe_environment
 from specblock.bench.load.clients import METHODS
-from specblock.bench.load.served import PLAIN, TURNS, Turn, figures
+from specblock.bench.load.served import TURNS, Turn, figures
+from specblock.bench.measure.methods import PLAIN
 from specblock.bench.runner import write_report
 from specblock.config import GenerationConfig
 from specblock.engine.speculator import Speculator

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["PLAIN", "TURNS", "Request", "Turn", "figures"]
+import numpy as np
 
-PLAIN = "plain"
+__all__ = ["TURNS", "Request", "Turn", "figures"]
+
 TURNS = 3  # in which every method serves the same requests
 
 
@@ -105,14 +106,9 @@ def _summed(found: _Found) -> dict[str, float | None]:
         "tokens_per_second": statistics.median(found.rates),
         "ratio": statistics.median(found.ratios) if found.ratios else None,
         "first": statistics.median(first),
-        "first_95": _percentile(first),
+        "first_95": float(np.quantile(first, 0.95)),
         "each": statistics.median(each),
-        "each_95": _percentile(each),
+        "each_95": float(np.quantile(each, 0.95)),
         "tokens_per_step": found.tokens / steps if steps else None,
         "nodes_per_step": found.nodes / steps if steps else None,
     }
-
-
-def _percentile(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]

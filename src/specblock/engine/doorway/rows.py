@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 
-from specblock.engine.each import one_for_each
+from specblock.engine.stateful import one_for_each
 
 # The filters that `tree.sampling` has too, in its order, which is transformers'.
 _OWN_FILTERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)

@@ -153,14 +153,15 @@ class BudgetController:
         return self.costs.nodes_within(seconds - others - spent - self.costs.overhead, self._rows)
 
     def _start(self, copied: DraftTree | None) -> None:
+        """``copied_survival``: of the copies, float [N+1]; None without any."""
         self._leaves, self._leaf_mass = [], 0.0
         self._copied, self._copy_nodes, self._ending = copied, 0, 1.0
-        self._survival = self._reached = None
+        self.copied_survival = self._reached = None
         if copied is None or copied.num_draft == 0:
             return
-        self._survival = self.model.survival(copied.log_probs, copied.classes, copied.parents)
-        self._ending = 1.0 - float(self._survival[copied.parents == 0].sum())
-        self._reached = self._survival[1:].sort(descending=True, stable=True).values
+        self.copied_survival = self.model.survival(copied.log_probs, copied.classes, copied.parents)
+        self._ending = 1.0 - float(self.copied_survival[copied.parents == 0].sum())
+        self._reached = self.copied_survival[1:].sort(descending=True, stable=True).values
         self._copy_nodes = self._without(self.price)[0]
 
     def _without(self, price: float) -> tuple[int, float]:
@@ -186,7 +187,7 @@ class BudgetController:
         """What to verify of the copies in a round without the network; None: nothing."""
         if not self._copy_nodes:
             return None
-        return trim(self._copied, self._survival, self._copy_nodes)
+        return trim(self._copied, self.copied_survival, self._copy_nodes)
 
     def leaves(self, leaf_survival: Tensor, max_leaves: int) -> int:
         """How many of the leaves (float [n], see `choose_leaves`) start a block."""
