@@ -5,6 +5,8 @@
 #             (one model of each family is enough of them: those are in make test)
 # make test-newest    the core tests with the newest releases that pyproject.toml allows
 # make test-oldest    the core tests with the oldest
+# make chromium   the browser for the tests of the server's page (as root on Debian or Ubuntu;
+#             without one these tests are skipped)
 # make lint   check style
 # make clean  remove the virtual environments and everything built
 #
@@ -26,7 +28,7 @@ CORE := tests/kernels tests/target tests/tree tests/engine tests/cli tests/train
 PYTEST := -m pytest -n 2 --dist loadfile
 test test-portable test-all test-newest test-oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-portable test-all test-newest test-oldest lint format install clean
+.PHONY: demo test test-portable test-all test-newest test-oldest chromium lint format install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -46,6 +48,12 @@ test-all: $(VENV)/.installed
 
 test-newest test-oldest: test-%: .venv-%/.installed
 	.venv-$*/bin/python $(PYTEST) $(CORE)
+
+# Goes on without one where it cannot be had.
+chromium:
+	@command -v chromium >/dev/null || timeout 120 sh -c 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core' >/dev/null 2>&1 \
+		|| echo "No Chromium could be installed (are you root, and is this Debian or Ubuntu?): the page's tests will be skipped."
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -5,9 +5,9 @@ import threading
 from pathlib import Path
 
 import pytest
-
 from tests.serving.page.contract import Contract
 
+sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 SCREENSHOTS = Path(__file__).parents[3] / "build" / "screenshots"
 WORRIES = ("warning", "error")
 HOW = "install it with 'apt-get install chromium' (Debian, Ubuntu; 'make chromium' as root does)"
@@ -15,12 +15,11 @@ HOW = "install it with 'apt-get install chromium' (Debian, Ubuntu; 'make chromiu
 
 @pytest.fixture(scope="module")
 def browser():
-    """Closed with the module: its event loop would be in the way of later tests' ``asyncio.run``."""
+    """Closed with the module: its event loop is in the way of other tests' ``asyncio.run``."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip(f"no Chromium: {HOW}")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with playwright.sync_playwright() as run:
+    with sync_api.sync_playwright() as run:
         # root may not use Chromium's sandbox, and containers have little shared memory
         found = run.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
