@@ -14,6 +14,7 @@ from pathlib import Path
 import specblock
 
 PAGE = Path(specblock.__file__).parent / "serving" / "page" / "index.html"
+RECORDED = Path(__file__).with_name("recorded.jsonl")  # what ``specblock serve`` once sent
 CUT = "cut"  # the connection ends here
 STATUS = {
     "model": "smollm2-135m-instruct", "drafter": "specblock", "running": 0, "waiting": 0,
@@ -75,6 +76,10 @@ def answer(rounds, first="The", cached=0):
         events.append(chunk("".join([*path, told["bonus"]]), told))
     tokens = 1 + sum(told["accepted"] + 1 for told in rounds)
     return [*events, chunk("", finish="stop"), usage(tokens, cached)]
+
+
+def recorded():
+    return [json.loads(line) for line in RECORDED.read_text(encoding="utf-8").splitlines()]
 
 
 def big_round(number=1, nodes=60, depth=12, seed=0):

@@ -12,6 +12,7 @@ from tests.serving.page.contract import (
     chunk,
     node,
     policy,
+    recorded,
     round_of,
 )
 
@@ -113,6 +114,36 @@ def test_the_tree_is_drawn_as_sent(opened, server):
     assert picture.count() == 1
 
 
+def test_an_answer_of_the_real_server_is_understood(opened, server):
+    server.script = recorded()
+    page = opened()
+    ask(page)
+    finished(page)
+    said = page.locator(".turn.assistant .words").text_content()
+    assert said == "The cat sat on the mat. The dog ran."
+    expect(page.locator("#where")).to_have_text("Round 5 of 5")
+    expect(page.locator("#accepted")).to_have_text("2.20")  # 11 tokens after the prompt's
+    expect(page.locator("#cached")).to_have_text("24")
+    expect(page.locator("#speed")).to_have_text("30.9 tokens/s")
+    page.get_by_label("Round", exact=True).press("Home")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert texts(page, "#tree .node.accepted text") == ["␣dog", "␣ran", ".", "<|im_end|>"]
+
+
+def test_what_is_not_told_is_not_made_up(opened, server):
+    """A remembered token that was rejected has no text, an answer that ended early no bonus."""
+    nodes = [node("The"), node(" cat", 0, True), node("", 1, False, "memory", -1)]
+    server.script = answer([round_of(1, nodes, "")])
+    page = opened()
+    ask(page)
+    finished(page)
+    assert texts(page, "#tree .node text") == ["The", "␣cat", "•••"]
+    assert "not shown" in page.locator("#tree .node.memory title").text_content()
+    expect(page.locator("#caption")).to_contain_text("The answer ended here.")
+    expect(page.locator("#accepted")).to_have_text("1.00")
+
+
 def test_a_big_tree_of_odd_tokens_overlaps_nothing(opened, server, screenshot):
     server.script = answer([big_round()])
     page = opened()
@@ -140,6 +171,10 @@ def test_a_big_tree_of_odd_tokens_overlaps_nothing(opened, server, screenshot):
     )
     assert inside, "a label is wider than its box"
     screenshot(page, "tree-60-nodes")
+    wide = "(at) => at.scrollWidth > at.clientWidth"
+    assert page.locator("#canvas").evaluate(wide)
+    page.get_by_label("fit to width").check()
+    assert not page.locator("#canvas").evaluate(wide)
 
 
 def test_text_of_the_model_stays_text(opened, server):
@@ -200,9 +235,9 @@ def test_an_error_is_told_and_one_can_send_again(opened, server, refusal, script
 
 
 def test_a_server_that_is_gone_is_said_and_found_again(opened, server):
-    server.status_refusal = (401, "Give the API key in the settings.")
+    server.status_refusal = (401, "The key is missing or wrong.")
     page = opened(may_say=["Failed to load resource"])
-    expect(page.locator("#connection")).to_have_text("Give the API key in the settings.")
+    expect(page.locator("#connection")).to_have_text("needs an API key: see Settings")
     page.context.set_offline(True)
     expect(page.locator("#connection")).to_contain_text("not reachable")
     ask(page)
@@ -267,7 +302,7 @@ def test_everything_is_reached_by_tab_and_shows_the_focus(opened, server):
             break
     assert seen == [
         "fresh", "What am I looking at?", "log", "Settings", "prompt",
-        "send", "back", "pause", "next", "round", "canvas",
+        "send", "back", "pause", "next", "round", "whole", "canvas",
     ]  # fmt: skip
 
 
@@ -361,7 +396,7 @@ def test_figures_say_what_the_status_says(opened, server):
 def test_the_page_is_one_file_and_keeps_to_the_policy(opened, server):
     html = server.html
     assert html.count("<script") == html.count("<style") == 1
-    assert not re.search(r"\s(on\w+|style|src)=|https?://(?!www\.w3\.org/2000/svg)", html)
+    assert not re.search(r"\s(on\w+|style|src)=|https?://(?!www\.w3\.org/\$\{space\})", html)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", html)
     server.html = html.replace("</main>", '</main><p id="more" onclick="1" style="color: red">')
     assert policy(server.html) == policy(html)
