@@ -242,8 +242,8 @@ def test_a_server_that_is_gone_is_said_and_found_again(opened, server):
     expect(page.locator("#connection")).to_contain_text("not reachable")
     ask(page)
     expect(page.get_by_role("alert")).to_contain_text(LOST)
-    page.context.set_offline(False)
     server.status_refusal = None
+    page.context.set_offline(False)
     expect(page.locator("#connection")).to_have_text("connected", timeout=10000)
 
 
