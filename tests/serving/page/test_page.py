@@ -240,6 +240,7 @@ def test_a_server_that_is_gone_is_said_and_found_again(opened, server):
     expect(page.locator("#connection")).to_have_text("needs an API key: see Settings")
     page.context.set_offline(True)
     expect(page.locator("#connection")).to_contain_text("not reachable")
+    expect(page.locator("#running")).to_have_text("–")
     ask(page)
     expect(page.get_by_role("alert")).to_contain_text(LOST)
     server.status_refusal = None
