@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from tests.serving.page.contract import Contract
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 SCREENSHOTS = Path(__file__).parents[3] / "build" / "screenshots"
 WORRIES = ("warning", "error")
 HOW = "install it with 'apt-get install chromium' (Debian, Ubuntu; 'make chromium' as root does)"
@@ -19,6 +18,7 @@ def browser():
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip(f"no Chromium: {HOW}")
+    sync_api = pytest.importorskip("playwright.sync_api")  # named by the test module's own skip
     with sync_api.sync_playwright() as run:
         # root may not use Chromium's sandbox, and containers have little shared memory
         found = run.chromium.launch(
