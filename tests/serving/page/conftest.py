@@ -18,8 +18,9 @@ def browser():
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip(f"no Chromium: {HOW}")
-    sync_api = pytest.importorskip("playwright.sync_api")  # named by the test module's own skip
-    with sync_api.sync_playwright() as run:
+    from playwright.sync_api import sync_playwright  # modules that use it are skipped without
+
+    with sync_playwright() as run:
         # root may not use Chromium's sandbox, and containers have little shared memory
         found = run.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
