@@ -46,6 +46,17 @@ def test_no_width_scrolls_sideways(opened, server, width, screenshot):
         screenshot(page, "phone")
 
 
+def test_in_a_low_window_the_panels_scroll_and_not_the_page(opened, server):
+    page = opened(height=500)
+    for summary in page.locator("summary").all():
+        summary.click()
+    chat = page.locator(".chat")
+    assert chat.evaluate("(at) => at.scrollHeight > at.clientHeight")
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    page.get_by_role("button", name="Send").scroll_into_view_if_needed()
+    expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
+
+
 # text (with where it stands) -> its contrast by WCAG's formula, of every text that is shown
 CONTRASTS = """() => {
   const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);  // all are rgb(...)
