@@ -15,16 +15,16 @@ SHAPES = {
 }
 
 
-def states(shapes, rows, batch=1, seed=0):
+def states(shapes, rows, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for layer, pair in enumerate(shapes):
         if pair is not None:
-            yield layer, [torch.randn(batch, h, rows, w, generator=generator) for h, w in pair]
+            yield layer, [torch.randn(1, h, rows, w, generator=generator) for h, w in pair]
 
 
-def filled(shapes, exact, batch=1):
+def filled(shapes, exact):
     """A cache of six positions, the last four in a forward of their own that is not committed."""
-    cache, whole = PathCache(len(shapes), 10, exact), dict(states(shapes, 6, batch))
+    cache, whole = PathCache(len(shapes), 10, exact), dict(states(shapes, 6))
     for layer, pair in whole.items():
         cache.update(*(x[:, :, :2] for x in pair), layer)
     cache.advance(2)
@@ -50,19 +50,3 @@ def test_a_path_is_kept_in_every_layer(name, exact):
             assert ours.equal(all_rows[:, :, [0, 1, 2, 4, 5]])
         if exact:
             assert (cache.layers[layer].values[..., -1] == 1).all()
-
-
-@pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("name", SHAPES)
-def test_sequences_that_have_ended_are_dropped(name, exact):
-    cache, whole = filled(SHAPES[name], exact, batch=3)
-    cache.keep(torch.tensor([0, 1]))
-    cache.select_batch(torch.tensor([0, 2]))
-    for layer, pair in whole.items():
-        for ours, all_rows in zip(content(cache, layer), pair, strict=True):
-            assert ours.equal(all_rows[[0, 2], :, :4])
-    for layer, pair in states(SHAPES[name], 1, batch=2, seed=1):
-        keys, values = cache.update(*pair, layer)
-        assert keys[:, :, 4:].equal(pair[0])
-        assert values[:, :, 4:, : pair[1].shape[-1]].equal(pair[1])
-        assert values[:, :, :4, : pair[1].shape[-1]].equal(whole[layer][1][[0, 2], :, :4])

@@ -19,6 +19,7 @@ from specblock.engine.sequence import Seat
 from specblock.engine.stateful import one_for_each
 from specblock.engine.text import TextStream
 from specblock.errors import ContextError
+from specblock.target.chat.ends import end_tokens
 from specblock.target.chat.messages import checked_ids, checked_messages
 from specblock.target.chat.template import chat_tokens
 from specblock.target.model import Target
@@ -213,11 +214,7 @@ class Speculator:
 
     def end_tokens(self) -> frozenset[int]:
         """The tokens at which the model ends an answer."""
-        ends = self.target.model.generation_config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else list(ends or [])
-        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
-            ends.append(self.tokenizer.eos_token_id)
-        return frozenset(ends)
+        return end_tokens(self.target.model, self.tokenizer)
 
 
 def _is_several(prompt: Prompt | Sequence[Prompt]) -> bool:

@@ -17,21 +17,23 @@ from specblock.engine.drafting import draft_all
 from specblock.engine.own import Own
 from specblock.engine.sequence import Sequence
 from specblock.target.model import Target
+from specblock.target.pieces import Piece
 from specblock.tree.draft_tree import DraftTree
 
 __all__ = ["PARTS", "step"]
 
 PARTS = ("draft", "verify", "commit")  # of a step, as profiles name them
-PIECE = 128  # tokens of a prompt that enter in one step beside texts that are being written
+PIECE = 128  # prompt tokens of a step beside texts that are being written
 
 
 def step(target: Target, texts: Many[Sequence]) -> list[list[int]]:
     """Advance every text by one round; the new tokens of each, none while its prompt is read."""
     begun = time.perf_counter()
     decoding = [text for text in texts if not text.entering]
-    entering = [text for text in texts if text.entering]
+    waiting = [text for text in texts if text.entering]
     with record_function(PARTS[0]):
-        pieces = [text.next_piece(PIECE if decoding else target.prefill_chunk) for text in entering]
+        pieces = _pieces(waiting, PIECE if decoding else target.prefill_chunk)
+        entering = waiting[: len(pieces)]
         trees = _trees(decoding, len(decoding) + sum(map(len, pieces)))
     drafted = time.perf_counter()
     with record_function(PARTS[1]):
@@ -47,9 +49,20 @@ def step(target: Target, texts: Many[Sequence]) -> list[list[int]]:
         text.clocked(drafted - begun, verified - drafted, ended - begun)
     if not entering:
         _clocked(decoding, ended - begun)
-    for text in entering:
+    for text in waiting:
         text.waited(ended - begun)
-    return [new[text] for text in texts]
+    return [new.get(text, []) for text in texts]
+
+
+def _pieces(texts: Many[Sequence], most: int) -> list[Piece]:
+    """The next ``most`` tokens of prompts, first come first served, so that a step stays short."""
+    pieces: list[Piece] = []
+    for text in texts:
+        if most <= 0:
+            break
+        pieces.append(text.next_piece(most))
+        most -= len(pieces[-1])
+    return pieces
 
 
 def _trees(texts: Many[Sequence], rows: int) -> list[DraftTree]:

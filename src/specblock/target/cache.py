@@ -146,14 +146,3 @@ class PathCache(Cache):
     def crop_to(self, length: int) -> None:
         """Forget everything from position ``length`` on."""
         self.length = min(self.length, length)
-
-    def select_batch(self, rows: Tensor) -> None:
-        """Keep only the sequences ``rows`` (int64 [b]) of the batch."""
-        layers = [layer for layer in self.layers if layer.is_initialized]
-        states = [(layer.keys[rows, :, :1], layer.values[rows, :, :1]) for layer in layers]
-        before, self._storages = self._storages, {}
-        for layer, (keys, values) in zip(layers, states, strict=True):
-            values = values[..., : values.shape[-1] - self.exact]
-            layer.keys, layer.values = self.allocate(keys, values)
-        for old, new in zip(before.values(), self._storages.values(), strict=True):
-            torch.index_select(old.tensor, 2, rows, out=new.tensor)

@@ -107,8 +107,7 @@ class RegenerateSettings(RunSettings):
         "Temperatures and their shares: 0:0.4,1:0.6.",
     )
     top_p: Share = described(0.95, "Sample from this much probability mass; 1 is off.")
-    batch_size: Count = described(64, "Sequences decoded together.")
-    window: Count = described(1024, "Conversations sorted by length at a time.")
+    batch_size: Count = described(64, "Answers that are written at the same time.")
     shard_rows: Count = described(20_000, "Rows of one shard, where --out is a folder.")
     seed: int = described(0, "The same seed gives the same answers.")
     dtype: str = described("bfloat16", "float32, bfloat16, float16 or auto.")

@@ -10,12 +10,12 @@ from tests.training.data.test_chat_mask import chat_tokenizer
 from specblock.errors import SpecBlockError
 from specblock.target.chat.template import chat_tokens as render
 from specblock.training.data.prompts import read_prompts
-from specblock.training.data.regenerate import RegenerateConfig, open_batches, regenerate
+from specblock.training.data.regenerate import RegenerateConfig, regenerate
 from specblock.training.data.shards import AnswerStore, shard_files
 from specblock.training.data.turns import Progress
 
 ENDS = frozenset([4])
-SETTINGS = {"max_new_tokens": 6, "batch_size": 3, "window": 8, "shard_rows": 4}
+SETTINGS = {"max_new_tokens": 6, "batch_size": 3, "shard_rows": 4}
 SYSTEM = {"role": "system", "content": "be"}
 
 
@@ -108,7 +108,7 @@ def test_cut_anywhere_the_answers_are_the_same_in_the_end(
         part = left[number : number + SETTINGS["shard_rows"]]
         (out / f"answers-{number // 4:05d}.jsonl").write_bytes(b"".join(part))
     kept = sum(line.endswith(b"\n") for line in left)
-    while run(model, tokenizer, prompts, out, max_seconds=0):  # a batch at a time
+    while run(model, tokenizer, prompts, out, max_seconds=0):  # up to the next end
         pass
     assert by_turn(out) == by_turn(whole)
     assert rows_of(out)[:kept] == rows_of(whole)[:kept]
@@ -186,16 +186,6 @@ def test_a_full_disk_loses_nothing(whole, monkeypatch, tmp_path):
         assert store.finished == {(rows[0]["id"], 0)}
         store.append(rows[1:])
     assert rows_of(out) == rows
-
-
-def test_batches_do_not_depend_on_what_is_there(prompts, tokenizer, whole, tmp_path):
-    config = RegenerateConfig(**SETTINGS)
-    with AnswerStore(tmp_path / "a") as store:
-        fresh = [turn.id for turn in next(open_batches(prompts, store, tokenizer, config))]
-        first = next(row for row in rows_of(whole) if row["id"] == fresh[0])
-        store.append([first])
-        again = [turn.id for turn in next(open_batches(prompts, store, tokenizer, config))]
-    assert fresh == again
 
 
 def test_progress_says_what_is_left():

@@ -146,7 +146,7 @@ def test_states_are_spread_evenly():
 
 def test_sampled_answers_alone_are_refused(made, tmp_path):
     target, _, folder, _ = made
-    hot = RegenerateConfig(max_new_tokens=20, batch_size=3, temperatures=((5.0, 1.0),), window=8)
+    hot = RegenerateConfig(max_new_tokens=20, batch_size=3, temperatures=((5.0, 1.0),))
     regenerate(target, prompts(4), tmp_path / "hot.jsonl", ENDS, hot)
     answers = read_answers(tmp_path / "hot.jsonl", min_tokens=1)
     with pytest.raises(SpecBlockError, match="--temperatures 0:1"):

@@ -6,17 +6,17 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import Answer, count_tokens, draft_vocabulary
-from specblock.training.data.prompts import Prompt
-from specblock.training.data.regenerate import RegenerateConfig, answer_batch
+from specblock.training.data.regenerate import RegenerateConfig
+from specblock.training.data.regenerate import answers as answered
+from specblock.training.data.turns import Turn
 from specblock.training.features.corpus import Kept
 from specblock.training.features.reader import FeatureReader
 from specblock.training.kinds import drafter_config, new_drafter, training_kind
@@ -102,16 +102,14 @@ def measure_training(
 def _time_answers(
     target: nn.Module, answers: list[Answer], ends: frozenset[int], config: RegenerateConfig
 ) -> float:
-    """Tokens a second of one batch at temperature 0.7, behind a short one that does not count."""
+    """Tokens a second at temperature 0.7, behind a short run that does not count."""
     chosen = sorted(answers, key=lambda answer: len(answer.prompt_ids))[: config.batch_size]
-    prompts = [Prompt(answer.id, [], list(answer.prompt_ids)) for answer in chosen]
-    heat = [0.7] * len(prompts)
-    generator = torch.Generator(device=target.device).manual_seed(config.seed)
-    short = RegenerateConfig(max_new_tokens=4)
-    answer_batch(target, prompts, heat, ends, short, generator)
+    asked = [Turn(answer.id, 0, [], list(answer.prompt_ids)) for answer in chosen]
+    config = replace(config, temperatures=((0.7, 1.0),))
+    list(answered(target, iter(asked), ends, replace(config, max_new_tokens=4)))
     began = time.perf_counter()
-    drawn = answer_batch(target, prompts, heat, ends, config, generator)
-    return sum(map(len, drawn)) / (time.perf_counter() - began)
+    drawn = [one for ended in answered(target, iter(asked), ends, config) for one in ended]
+    return sum(len(one.answer) for one in drawn) / (time.perf_counter() - began)
 
 
 def _time_steps(

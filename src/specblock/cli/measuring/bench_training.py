@@ -33,9 +33,9 @@ def bench_training(
 
     from specblock.bench.costs.training import measure_training
     from specblock.bench.environment import describe_environment
+    from specblock.target.chat.ends import end_tokens
     from specblock.target.loading.zoo import load_model
     from specblock.training.data.answers import check_answers, read_answers
-    from specblock.training.data.regenerate import prepare_target
     from specblock.training.recipe import DrafterRecipe
 
     if threads is not None:
@@ -46,7 +46,7 @@ def bench_training(
     recipe = DrafterRecipe(kind=kind)
     if len(rows) < recipe.train.batch_sequences:
         raise SpecBlockError(f"{answers} holds {len(rows)} answers, fewer than one batch takes.")
-    ends = prepare_target(network, tokenizer)
+    ends = end_tokens(network, tokenizer)
     speed = measure_training(
         network, tokenizer, rows, recipe, ends, steps=steps, new_tokens=new_tokens,
         report=lambda line: typer.echo(f"{line} ...", err=True),

@@ -51,9 +51,10 @@ def _same_target(settings: RegenerateSettings, runs: list[dict]) -> None:
 def _here(settings: RegenerateSettings, show: Callable[[Progress], None]) -> int:
     from specblock.engine.machine.governor import begin_with
     from specblock.target.architecture.structure import text_config
+    from specblock.target.chat.ends import end_tokens
     from specblock.target.loading.zoo import load_model
     from specblock.training.data.prompts import read_prompts
-    from specblock.training.data.regenerate import RegenerateConfig, prepare_target, regenerate
+    from specblock.training.data.regenerate import RegenerateConfig, regenerate
 
     begin_with(settings.threads, settings.device)
     network, tokenizer = load_model(settings.model, dtype=settings.dtype, device=settings.device)
@@ -64,7 +65,7 @@ def _here(settings: RegenerateSettings, show: Callable[[Progress], None]) -> int
             f"The target's context is {context} tokens, fewer than max_prompt_tokens + "
             f"max_new_tokens = {longest}: lower one of them."
         )
-    ends = prepare_target(network, tokenizer)
+    ends = end_tokens(network, tokenizer)
     rows = read_prompts(
         settings.prompts,
         tokenizer,
@@ -73,7 +74,7 @@ def _here(settings: RegenerateSettings, show: Callable[[Progress], None]) -> int
         vocabulary=text_config(network).vocab_size,
     )
     names = (
-        "max_new_tokens", "max_prompt_tokens", "batch_size", "temperatures", "top_p", "window",
+        "max_new_tokens", "max_prompt_tokens", "batch_size", "temperatures", "top_p",
         "shard_rows", "seed",
     )  # fmt: skip
     config = RegenerateConfig(**{name: getattr(settings, name) for name in names})

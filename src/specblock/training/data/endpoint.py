@@ -139,7 +139,7 @@ class _Run:
                 temperature=heat,
                 top_p=config.top_p if heat > 0 else 1.0,
                 max_tokens=config.max_new_tokens,
-                seed=keyed_seed(config.seed, [turn]),
+                seed=keyed_seed(config.seed, turn),
             )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             return self._refuse(_first_line(error))

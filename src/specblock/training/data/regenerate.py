@@ -2,11 +2,12 @@
 
 Answers are drawn at a mixture of temperatures (paper's scripts: 40 % greedy, 30 % at 1.0, the
 rest between) and appended to shards as they are finished, so a killed run resumes where it was.
-Batches are made of prompts of similar length, and finished sequences leave their batch. Later
-turns of a conversation are asked with the target's own answers to the earlier ones.
+They are written by the engine, so many at a time; where one ends, the next begins. Later turns of
+a conversation are asked with the target's own answers to the earlier ones.
 
-Batches are a function of the prompts and the settings alone, and their draws are keyed by the
-ids in them: an answer is the same wherever the run was cut off.
+The draws of an answer are keyed by its conversation and turn. Where the target is exact (half
+precision on the CPU) an answer is a function of these and the settings alone; elsewhere its company
+may decide a near-tie.
 """
 
 from __future__ import annotations
@@ -15,37 +16,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from specblock.drafters.fingerprint import target_digest
+from specblock.engine.engine import Engine, Request
+from specblock.engine.loading import assemble
+from specblock.engine.sequence import Seat, Sequence
+from specblock.engine.statistics import GenerationStats
 from specblock.errors import ModelError
-from specblock.kernels.linear import route_linears
-from specblock.kernels.route_table import ROW_BUCKETS, RouteTable
-from specblock.target import attention
-from specblock.target.architecture.structure import cache_argument, forward_of, text_config
-from specblock.target.architecture.verifiable import check_verifiable
-from specblock.target.cache import PathCache
-from specblock.target.masks import FULL, additive, attention_kinds
+from specblock.target.architecture.structure import text_config
+from specblock.target.model import Target
 from specblock.training.data import turns
 from specblock.training.data.prompts import Prompt, check_ids
-from specblock.training.data.shards import AnswerStore, finished_ids
+from specblock.training.data.shards import AnswerStore
 from specblock.training.data.turns import Progress, Turn, answer_row, keyed_seed, turn_of
-from specblock.tree.sampling import NoPossibleTokenError
+from specblock.tree.sampling import SamplingParams
 
-__all__ = [
-    "RegenerateConfig",
-    "answer_batch",
-    "draw_batch",
-    "finished_ids",
-    "prepare_target",
-    "regenerate",
-    "temperature_of",
-]
-
-Asked = TypeVar("Asked", Prompt, Turn)
+__all__ = ["Question", "RegenerateConfig", "answers", "regenerate"]
 
 
 @dataclass(frozen=True)
@@ -57,123 +45,102 @@ class RegenerateConfig:
     batch_size: int = 64
     temperatures: tuple[tuple[float, float], ...] = turns.TEMPERATURES
     top_p: float = 0.95
-    candidates: int = 128  # the nucleus is cut out of so many most probable tokens
-    compact_below: float = 0.75  # finished sequences leave when fewer than this share goes on
-    window: int = 2048  # prompts sorted by length at a time, so that the file stays mixed
     shard_rows: int = 20_000
     seed: int = 0
 
 
-def temperature_of(prompt_id: str, config: RegenerateConfig) -> float:
-    """The prompt's temperature: a draw keyed by (seed, prompt id), the same on every run."""
-    return turns.temperature_of(prompt_id, config.seed, config.temperatures)
+class Question(Request[list[int]]):
+    """A turn whose answer is wanted.
 
+    Args:
+        ends: tokens that end an answer.
 
-def batches(asked: list[Asked], config: RegenerateConfig) -> Iterator[list[Asked]]:
-    """Batches of similar length."""
-    ordered = sorted(asked, key=lambda one: len(one.ids))
-    for first in range(0, len(ordered), config.batch_size):
-        yield ordered[first : first + config.batch_size]
-
-
-def draw_batch(
-    logits: Tensor, temperatures: Tensor, config: RegenerateConfig, generator: torch.Generator
-) -> Tensor:
-    """One token per row of ``logits [B, V]``; temperature 0 is the arg-max. Returns int64 [B].
-
-    Raises :class:`ModelError` for NaN or +inf among them.
+    Attributes:
+        answer: its token ids so far, an end token included.
     """
-    best, tokens = logits.max(-1)  # argmax, several times as fast on a CPU
-    if not bool((best < torch.inf).all()):
-        raise ModelError(str(NoPossibleTokenError()))
-    sampled = temperatures.nonzero().flatten()
-    if sampled.numel() == 0:
-        return tokens
-    scaled = logits[sampled].float() / temperatures[sampled, None]
-    top, ids = scaled.topk(min(config.candidates, scaled.shape[-1]), dim=-1)
-    probabilities = (top - scaled.logsumexp(-1, keepdim=True)).exp()
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= config.top_p, 0.0)
-    choice = torch.multinomial(probabilities, 1, generator=generator)
-    tokens[sampled] = ids.gather(-1, choice).flatten()
-    return tokens
+
+    def __init__(self, turn: Turn, config: RegenerateConfig, ends: frozenset[int]):
+        super().__init__(turn.ids, config.max_new_tokens)
+        self.turn, self.answer, self._ends = turn, [], ends
+        self.temperature = turns.temperature_of(turn.id, config.seed, config.temperatures)
+        seed = keyed_seed(config.seed, turn)
+        self._params = SamplingParams(self.temperature, top_p=config.top_p, seed=seed)
+
+    def begin(self, target: Target) -> Sequence:
+        """Decode plainly, up to an end token."""
+        return Sequence(
+            target, Seat(None, None, None), self.prompt, self._params, self.room,
+            GenerationStats(), until=self._ends.__contains__,
+        )  # fmt: skip
+
+    def push(self, tokens: list[int]) -> tuple[list[int], bool]:
+        """The sequence itself says where it ends."""
+        self.answer += tokens
+        return tokens, False
+
+    def end(self, complete: bool) -> None:
+        """Nothing is left to say."""
+
+    def row(self, target: str | None) -> dict:
+        """The row of an answer file."""
+        stopped = self.answer[-1] in self._ends
+        return answer_row(self.turn, self.answer, self.temperature, stopped, target)
 
 
-@torch.inference_mode()
-def answer_batch(
-    model,
-    prompts: list[Prompt] | list[Turn],
-    temperatures: list[float],
-    eos: frozenset[int],
+def answers(
+    model: nn.Module,
+    asked: Iterator[Turn],
+    ends: frozenset[int],
     config: RegenerateConfig,
-    generator: torch.Generator,
-) -> list[list[int]]:
-    """Answers (token ids, end-of-turn included when reached) of left-padded ``prompts``."""
-    device = model.device
-    longest = max(len(p.ids) for p in prompts)
-    pads = torch.tensor([longest - len(p.ids) for p in prompts], device=device)
-    ids = torch.tensor([[0] * (longest - len(p.ids)) + p.ids for p in prompts], device=device)
-    heat = torch.tensor(temperatures, device=device)
-    cache = PathCache(text_config(model).num_hidden_layers, longest + config.max_new_tokens)
-    answers: list[list[int]] = [[] for _ in prompts]
-    active = list(range(len(prompts)))
-    for _ in range(config.max_new_tokens):
-        rows, length = ids.shape[1], cache.length
-        keys = torch.arange(length + rows, device=device)
-        queries = torch.arange(length, length + rows, device=device)
-        real = keys[None, None] >= pads[:, None, None]
-        # a padded query would see nothing, and its softmax would be NaN: let it see itself
-        itself = keys[None, None] == queries[None, :, None]
-        visible = (keys[None, None] <= queries[None, :, None]) & real | itself
-        mask = additive(visible[:, None], model.dtype)
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(queries[None] - pads[:, None]).clamp(min=0),
-            **{cache_argument(forward_of(model)): cache},
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache.advance(rows)
-        tokens = draw_batch(output.logits[:, -1], heat, config, generator)
-        drawn = tokens.tolist()
-        for row, token in zip(active, drawn, strict=True):
-            if not answers[row] or answers[row][-1] not in eos:
-                answers[row].append(token)
-        going = [i for i, row in enumerate(active) if answers[row][-1] not in eos]
-        if not going:
-            break
-        if len(going) <= config.compact_below * len(active):
-            keep = torch.tensor(going, device=device)
-            active = [active[i] for i in going]
-            pads, heat, tokens = pads[keep], heat[keep], tokens[keep]
-            cache.select_batch(keep)
-        ids = tokens[:, None]
-    return answers
+    follow: Callable[[Question], Turn | None] = lambda question: None,
+) -> Iterator[list[Question]]:
+    """Answer turns, ``config.batch_size`` at a time; yields those that a step has ended.
+
+    ``follow`` is told of every ended one and may give another turn, which is asked next.
+
+    Raises:
+        ModelError: no token is possible, or the architecture cannot be verified.
+    """
+    engine = Engine(assemble(model, None, None, owned=True).target, config.batch_size)
+    open_questions: list[Question] = []
+    while True:
+        while len(open_questions) < config.batch_size:
+            turn = next(asked, None)
+            if turn is None:
+                break
+            open_questions.append(_ask(engine, Question(turn, config, ends)))
+        if not open_questions:
+            return
+        engine.step()
+        ended = [question for question in open_questions if question.ended]
+        open_questions = [question for question in open_questions if not question.ended]
+        for question in ended:
+            if question.error is not None:
+                raise ModelError(f"{_name(question.turn)}: {question.error}") from question.error
+        if ended:
+            yield ended
+        for question in ended:
+            turn = follow(question)
+            if turn is not None:
+                open_questions.append(_ask(engine, Question(turn, config, ends)))
 
 
-def prepare_target(model, tokenizer) -> frozenset[int]:
-    """Make ``model`` fast at decoding batches; returns its end-of-turn tokens."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(attention.register())
-    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
-        # in bf16 the default product re-orders the weights at every call
-        linears = route_linears(model)
-        blocked = RouteTable({linear.shape: ["blocked"] * len(ROW_BUCKETS) for linear in linears})
-        for linear in linears:
-            linear.use(blocked)
-    ends = model.generation_config.eos_token_id
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
-    return frozenset([*ends, tokenizer.eos_token_id])
+def _ask(engine: Engine, question: Question) -> Question:
+    engine.add(question)
+    return question
+
+
+def _name(turn: Turn) -> str:
+    return f"Conversation '{turn.id}', turn {turn.number}"
 
 
 def regenerate(
-    model,
+    model: nn.Module,
     prompts: list[Prompt],
     out: Path,
-    eos: frozenset[int],
+    ends: frozenset[int],
     config: RegenerateConfig,
-    on_batch: Callable[[Progress], None] = lambda progress: None,
+    on_answers: Callable[[Progress], None] = lambda progress: None,
     max_seconds: float | None = None,
     tokenizer=None,
 ) -> int:
@@ -184,68 +151,56 @@ def regenerate(
     it may be left out where no conversation has any.
 
     Raises:
-        ModelError: the target has other layers than full attention.
+        ModelError: the target's trees cannot be verified, or it gives no possible token.
         SpecBlockError: ``out`` has answers of another target, or a prompt has a token that this
             one does not know.
     """
-    check_verifiable(model)
-    if attention_kinds(text_config(model)) != (FULL,):
-        raise ModelError(
-            "Answers are drawn in padded batches, which sliding-window layers cannot take; "
-            "choose a target with full attention in every layer."
-        )
     started = time.monotonic()
-    vocabulary, target = text_config(model).vocab_size, target_digest(model)
-    remember = turns.multi_turn_ids(prompts)
-    with AnswerStore(out, config.shard_rows, remember, target) as store:
+    target = target_digest(model)
+    with AnswerStore(out, config.shard_rows, turns.multi_turn_ids(prompts), target) as store:
         progress = Progress(turns.missing_answers(prompts, store))
-        for batch in open_batches(prompts, store, tokenizer, config):
-            for turn in batch:
-                check_ids(turn.ids, vocabulary, f"Conversation '{turn.id}', turn {turn.number}")
-            rows = answer_turns(model, batch, eos, config, target)
-            new = [row for row in rows if not store.has(row["id"], row["turn"])]
-            store.append(new)
-            progress.answers += len(new)
-            progress.tokens += sum(len(row["answer_ids"]) for row in new)
+        work = _Conversations(prompts, store, tokenizer, config, text_config(model).vocab_size)
+        for ended in answers(model, work.first_turns(), ends, config, work.after):
+            store.append([question.row(target) for question in ended])
+            progress.answers += len(ended)
+            progress.tokens += sum(len(question.answer) for question in ended)
             progress.seconds = time.monotonic() - started
-            on_batch(progress)
+            on_answers(progress)
             if max_seconds is not None and progress.seconds > max_seconds:
                 break
     return progress.answers
 
 
-def open_batches(
-    prompts: list[Prompt], store: AnswerStore, tokenizer, config: RegenerateConfig
-) -> Iterator[list[Turn]]:
-    """The batches that lack an answer, window by window and turn by turn.
+class _Conversations:
+    """Which turns lack an answer, one of a conversation at a time."""
 
-    A batch with some answers comes whole, for its draws to be what they would have been.
-    """
-    for start in range(0, len(prompts), config.window):
-        window = prompts[start : start + config.window]
-        for number in range(1 + max(len(prompt.later) for prompt in window)):
-            having = [prompt for prompt in window if number <= len(prompt.later)]
-            if all(store.has(prompt.id, number) for prompt in having):
-                continue
-            limit = config.max_prompt_tokens
-            asked = [turn_of(prompt, number, store, tokenizer, limit) for prompt in having]
-            for batch in batches([turn for turn in asked if turn is not None], config):
-                if not all(store.has(turn.id, number) for turn in batch):
-                    yield batch
+    def __init__(
+        self,
+        prompts: list[Prompt],
+        store: AnswerStore,
+        tokenizer,
+        config: RegenerateConfig,
+        vocabulary: int,
+    ):
+        self._prompts = {prompt.id: prompt for prompt in prompts}
+        self._store, self._tokenizer = store, tokenizer
+        self._limit, self._vocabulary = config.max_prompt_tokens, vocabulary
 
+    def first_turns(self) -> Iterator[Turn]:
+        """Of every conversation the first turn without an answer."""
+        for prompt in self._prompts.values():
+            turn = self._next(prompt, 0)
+            if turn is not None:
+                yield turn
 
-def answer_turns(
-    model,
-    batch: list[Turn],
-    eos: frozenset[int],
-    config: RegenerateConfig,
-    target: str | None = None,
-) -> list[dict]:
-    """Rows of the answers to a batch; a function of the batch, the model and the settings."""
-    generator = torch.Generator(device=model.device).manual_seed(keyed_seed(config.seed, batch))
-    temperatures = [temperature_of(turn.id, config) for turn in batch]
-    answers = answer_batch(model, batch, temperatures, eos, config, generator)
-    return [
-        answer_row(turn, answer, heat, answer[-1] in eos, target)
-        for turn, answer, heat in zip(batch, answers, temperatures, strict=True)
-    ]
+    def after(self, question: Question) -> Turn | None:
+        """The turn that follows an answered one."""
+        return self._next(self._prompts[question.turn.id], question.turn.number + 1)
+
+    def _next(self, prompt: Prompt, number: int) -> Turn | None:
+        while number <= len(prompt.later) and self._store.has(prompt.id, number):
+            number += 1
+        turn = turn_of(prompt, number, self._store, self._tokenizer, self._limit)
+        if turn is not None:
+            check_ids(turn.ids, self._vocabulary, _name(turn))
+        return turn

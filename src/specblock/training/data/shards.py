@@ -73,12 +73,6 @@ def tells_target(path: Path) -> bool:
     return first is not None and first.target is not None
 
 
-def finished_ids(path: Path) -> set[str]:
-    """Ids that have an answer already; a half-written last line is cut off the file."""
-    with AnswerStore(path) as store:
-        return {name for name, _ in store.finished}
-
-
 class AnswerStore:
     """Answers in one ``.jsonl`` file, or in a folder of shards of ``shard_rows`` rows each.
 

@@ -50,9 +50,9 @@ def temperature_of(prompt_id: str, seed: int, temperatures: tuple[tuple[float, f
     return random.Random(f"{seed}:{prompt_id}").choices(values, shares)[0]
 
 
-def keyed_seed(seed: int, turns: list[Turn]) -> int:
-    """A seed in [0, 2**31) for the answers of these turns, whenever they are drawn."""
-    key = "\n".join([str(seed), *(f"{turn.id}#{turn.number}" for turn in turns)])
+def keyed_seed(seed: int, turn: Turn) -> int:
+    """A seed in [0, 2**31) for the answer of a turn, whenever it is drawn."""
+    key = f"{seed}\n{turn.id}#{turn.number}"
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
