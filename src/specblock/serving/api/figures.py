@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from specblock.engine.statistics import GenerationStats
@@ -60,7 +61,7 @@ def _acceptance(stats: GenerationStats, max_nodes: int) -> dict[str, Any]:
     return {
         "mean_acceptance_length": 1 + accepted / rounds if rounds else 1.0,
         "draft_acceptance_rate": accepted / stats.drafted_nodes if stats.drafted_nodes else 0.0,
-        "acceptance_histogram": [n - after for n, after in zip(more, more[1:], strict=False)],
+        "acceptance_histogram": [n - after for n, after in pairwise(more)],
         "num_spec_steps": rounds,
         "num_accepted_draft_tokens": accepted,
         "num_draft_tokens": stats.drafted_nodes,

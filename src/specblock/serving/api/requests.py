@@ -1,7 +1,7 @@
 """The requests that are understood, field by field.
 
-Whatever is not understood is refused by name. Left out of that are values that ask for nothing: null,
-and those of ``HARMLESS``, which official clients send along.
+Whatever is not understood is refused by name, but for values that ask for nothing: null, and those
+of ``HARMLESS``, which official clients send along.
 """
 
 from __future__ import annotations
@@ -204,6 +204,10 @@ def _check_together(asked: GenerationRequest, values: dict[str, Any]) -> None:
         raise ApiError(400, "stream_options needs stream: true.", param="stream_options")
     if "top_logprobs" in values and not getattr(asked, "logprobs", None):
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
+    if asked.ignore_eos and asked.response_format is not None:
+        raise ApiError(
+            400, "ignore_eos and response_format exclude each other.", param="ignore_eos"
+        )
     shape = asked.response_format
     if shape is not None and (shape.type == "json_schema") != (shape.json_schema is not None):
         raise ApiError(

@@ -98,6 +98,11 @@ class ServedAnswer(Answer):
             self._draw = None
         return Piece(**vars(chunk), logprobs=self._logprobs[:kept], round=told), last
 
+    def end(self, complete: bool) -> Piece | None:
+        """As :meth:`Answer.end`."""
+        chunk = super().end(complete)
+        return None if chunk is None else Piece(**vars(chunk))
+
 
 def logprobs_of(logits: Tensor, token: int, top: int) -> TokenLogprobs:
     """Of a row of raw logits ``[V]``."""

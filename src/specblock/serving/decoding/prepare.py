@@ -36,13 +36,10 @@ class Preparation:
             SpecBlockError: the prompt is empty, or is not for this model.
         """
         prompts = self._prompts(asked)
-        if len(prompts) * asked.n > self._config.max_n:
-            raise ApiError(
-                400,
-                f"{len(prompts) * asked.n} answers at a time are more than the {self._config.max_n} "
-                "that this server gives: ask for fewer.",
-                param="n",
-            )
+        count, most = len(prompts) * asked.n, self._config.max_n
+        if count > most:
+            words = f"{count} answers are more than the {most} of one request: ask for fewer."
+            raise ApiError(400, words, param="n")
         if asked.top is not None:
             _ = self.grammars.tokenizer  # which spells tokens; here it holds up nobody
         seed = secrets.randbelow(_SEEDS) if asked.seed is None else asked.seed
@@ -90,11 +87,8 @@ class Preparation:
     def _config_of(self, asked: GenerationRequest, prompt: int, seed: int) -> GenerationConfig:
         limit, wanted = self._config.max_output_tokens, asked.most_tokens
         if wanted is not None and wanted > limit:
-            raise ApiError(
-                400,
-                f"{wanted} tokens are more than the {limit} that this server writes: ask for fewer.",
-                param="max_tokens",
-            )
+            words = f"{wanted} tokens are more than the {limit} of one answer: ask for fewer."
+            raise ApiError(400, words, param="max_tokens")
         return GenerationConfig(
             max_new_tokens=wanted or limit,
             temperature=asked.temperature,

@@ -6,12 +6,14 @@ Each is a logits processor: called once per token of the text, in order, with th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import llguidance
 import llguidance.hf
+import torch
 from llguidance import numpy as masks  # its torch module compiles
 from torch import Tensor
 
@@ -38,20 +40,27 @@ class Bias:
 
 
 class JsonGrammar:
-    """Leaves possible only what continues the JSON of a schema, and then the end."""
+    """Leaves possible only what continues the JSON of a schema, and then the end.
 
-    def __init__(self, matcher: llguidance.LLMatcher):
-        self._matcher, self._length = matcher, None
+    ``ends``: tokens that end an answer.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, ends: list[int]):
+        self._matcher, self._ends, self._begun = matcher, ends, False
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        matcher = self._matcher
-        if self._length is not None and not matcher.is_stopped():
-            matcher.consume_token(int(ids[0, -1]))
-        self._length = ids.shape[1]
+        matcher, newest = self._matcher, int(ids[0, -1])
+        if self._begun and newest in self._ends:
+            return scores  # a draft goes on beyond the end, where nothing is kept
+        if self._begun and not matcher.is_stopped():
+            matcher.consume_token(newest)
+        self._begun = True
         if matcher.is_error():
             raise ModelError(f"The JSON schema cannot be followed: {matcher.get_error()}")
-        if matcher.is_stopped():
-            return scores  # beyond the end, where nothing is kept
+        if matcher.is_stopped():  # nothing can be added
+            ending = torch.full_like(scores, -math.inf)
+            ending[:, self._ends] = scores[:, self._ends]
+            return ending
         allowed = masks.allocate_token_bitmask(1, scores.shape[-1])
         masks.fill_next_token_bitmask(matcher, allowed)
         found = scores.cpu()
@@ -104,4 +113,4 @@ class Grammars:
                 f"The JSON schema cannot be followed: {own.error or words}"[:500],
                 param="response_format",
             )
-        return JsonGrammar(matcher)
+        return JsonGrammar(matcher, self._ends)

@@ -55,7 +55,7 @@ class Worker:
         handles: list[Handle[Piece]] = []
         try:
             for answer in answers:
-                handles.append(self._engine.add(answer))
+                handles.append(self._engine.add(answer))  # noqa: PERF401  (some are in, if it raises)
         except BaseException:
             for handle in handles:
                 handle.cancel()
