@@ -132,8 +132,9 @@ def test_logprobs_come_with_their_pieces_and_end_with_the_answer(embedded):
     stream = embedded.post(
         "/v1/chat/completions", {"messages": QUESTION, "max_tokens": 40, "stream": True, **more}
     )
-    told = [own["choices"][0]["logprobs"]["content"] for own in events(stream.text)]
-    streamed, expected = sum(told, []), whole["choices"][0]["logprobs"]["content"]
+    chunks = events(stream.text)
+    streamed = [one for own in chunks for one in own["choices"][0]["logprobs"]["content"]]
+    expected = whole["choices"][0]["logprobs"]["content"]
     assert [own["token"] for own in streamed] == [own["token"] for own in expected]
     for own, other in zip(streamed, expected, strict=True):
         assert own["logprob"] == pytest.approx(other["logprob"], abs=2e-3)

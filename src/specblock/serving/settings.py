@@ -34,7 +34,7 @@ class ServingConfig(StrictConfig):
     max_seconds: Positive = 600.0
     max_body_mib: Positive = 4.0
     max_connections: Count = 256
-    grace_seconds: Annotated[float, Field(ge=0)] = 5.0
+    grace_seconds: Annotated[float, Field(ge=0)] = 3.0
     stalled_seconds: Positive = 30.0
 
     @property

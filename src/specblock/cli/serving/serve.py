@@ -30,7 +30,7 @@ def serve(
     max_body: own.MaxBody = 4.0,
     max_connections: own.MaxConnections = 256,
     stalled_seconds: own.StalledSeconds = 30.0,
-    grace_seconds: own.GraceSeconds = 5.0,
+    grace_seconds: own.GraceSeconds = 3.0,
     memory: own.Memory = None,
     adapt: options.Adapt = None,
     adapt_memory: own.AdaptMemory = 0.0,

@@ -6,7 +6,7 @@ of ``HARMLESS``, which official clients send along.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -87,6 +87,8 @@ class GenerationRequest(Strict):
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False
 
+    unsaid_tokens: ClassVar[int | None] = None  # of an answer whose length was not said
+
     @property
     def most_tokens(self) -> int | None:
         """Of the answer, as far as it was said."""
@@ -145,7 +147,7 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     )
-    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    unsaid_tokens: ClassVar[int | None] = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @property

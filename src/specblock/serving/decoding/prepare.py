@@ -90,7 +90,7 @@ class Preparation:
             words = f"{wanted} tokens are more than the {limit} of one answer: ask for fewer."
             raise ApiError(400, words, param="max_tokens")
         return GenerationConfig(
-            max_new_tokens=wanted or limit,
+            max_new_tokens=wanted or min(limit, asked.unsaid_tokens or limit),
             temperature=asked.temperature,
             top_p=asked.top_p,
             top_k=max(0, asked.top_k),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 
 from specblock.serving.api.errors import ApiError
@@ -45,7 +46,8 @@ class Reading:
     def _from_worker(
         self, answer: ServedAnswer, pieces: list[Piece], over: bool, error: Exception | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._take, answer, pieces, over, error)
+        with suppress(RuntimeError):  # the loop is closed: the server has been stopped
+            self._loop.call_soon_threadsafe(self._take, answer, pieces, over, error)
 
     def _take(
         self, answer: ServedAnswer, pieces: list[Piece], over: bool, error: Exception | None
