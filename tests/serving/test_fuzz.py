@@ -41,6 +41,13 @@ SENSIBLE = {
 }  # fmt: skip
 FIELDS = st.dictionaries(st.sampled_from(NAMES), JSON, max_size=3)
 GOOD = st.fixed_dictionaries({}, optional=SENSIBLE)
+MESSAGE = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]),
+        "content": st.text(max_size=5) | JSON,
+    },
+    optional={"name": JSON, "tool_calls": JSON, "refusal": JSON},
+)
 BOUNDED = settings(
     max_examples=150, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck),
@@ -83,6 +90,6 @@ def test_any_bytes(tiny, body, path):
 
 
 @BOUNDED
-@given(messages=JSON | st.lists(st.dictionaries(st.sampled_from(["role", "content"]), JSON)))
+@given(messages=JSON | st.lists(MESSAGE, max_size=4))
 def test_messages(tiny, messages):
     check(tiny.post("/v1/chat/completions", {"messages": messages, "max_tokens": 2}), False)
