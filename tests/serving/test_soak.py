@@ -60,7 +60,7 @@ async def client(address, number, until, counts):
 @pytest.mark.slow
 def test_soak(program, pytestconfig):
     seconds = pytestconfig.getoption("--soak-seconds")
-    server, begun = program("--max-running", 4), time.monotonic()
+    server, begun = program("--max-running", 4, "--memory", 256), time.monotonic()
     until, counts, sizes = begun + seconds, {"requests": 0, "left": 0}, []
     process = psutil.Process(server.process.pid)
 

@@ -129,7 +129,9 @@ class Sequence:
             self.target.release(self.text, tokens, torch.cat(self._shown))
         else:
             self.target.release(self.text)
-        self.text = None
+        # who asked may be told of draws: without a circle all of it goes at once, not when Python
+        # next looks for circles
+        self.text, self._shown, self._told = None, [], None
 
     # -- the prompt -----------------------------------------------------------------------------
 

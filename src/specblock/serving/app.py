@@ -41,7 +41,9 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
         service.start()
         yield
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     app.include_router(_open_routes(service, Page()))
     guarded = APIRouter(dependencies=[Depends(_key_check(keys))])
     _add_figures(guarded, service)

@@ -87,7 +87,7 @@ def _uvicorn_config(config: ServingConfig, app: Callable) -> uvicorn.Config:
         ws="none",
         loop="asyncio",
         lifespan="on",
-        log_level="warning",
+        log_level="error",  # requests that are none would fill a log
         access_log=False,
         server_header=False,
         proxy_headers=False,

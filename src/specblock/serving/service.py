@@ -14,7 +14,7 @@ from starlette.requests import Request
 from specblock.engine.speculator import Speculator
 from specblock.serving.api.errors import ApiError
 from specblock.serving.api.requests import GenerationRequest
-from specblock.serving.decoding.prepare import Preparation
+from specblock.serving.decoding.prepare import Preparation, check_count
 from specblock.serving.decoding.reading import Reading
 from specblock.serving.decoding.worker import Worker
 from specblock.serving.settings import ServingConfig
@@ -77,6 +77,7 @@ class Service:
         """
         if asked.model not in (None, self.model):
             raise no_such_model(asked.model)
+        check_count(asked.n, self.config.max_n)
         self._check_room(asked.n)
         loop = asyncio.get_running_loop()
         answers = await loop.run_in_executor(self._preparing, self._preparation.answers, asked)

@@ -15,7 +15,7 @@ from specblock.serving.decoding.processors import Bias, Grammars
 from specblock.serving.settings import ServingConfig
 from specblock.tree.sampling import Processor
 
-__all__ = ["Preparation"]
+__all__ = ["Preparation", "check_count"]
 
 _SEEDS = 1 << 63
 
@@ -36,10 +36,7 @@ class Preparation:
             SpecBlockError: the prompt is empty, or is not for this model.
         """
         prompts = self._prompts(asked)
-        count, most = len(prompts) * asked.n, self._config.max_n
-        if count > most:
-            words = f"{count} answers are more than the {most} of one request: ask for fewer."
-            raise ApiError(400, words, param="n")
+        check_count(len(prompts) * asked.n, self._config.max_n)
         if asked.top is not None:
             _ = self.grammars.tokenizer  # which spells tokens; here it holds up nobody
         seed = secrets.randbelow(_SEEDS) if asked.seed is None else asked.seed
@@ -126,6 +123,13 @@ class Preparation:
                 )
             found[int(name)] = value
         return found
+
+
+def check_count(count: int, most: int) -> None:
+    """Raises :class:`ApiError` for more answers than one request may have."""
+    if count > most:
+        words = f"{count} answers are more than the {most} of one request: ask for fewer."
+        raise ApiError(400, words, param="n")
 
 
 def _schema(asked: GenerationRequest) -> dict[str, Any] | None:

@@ -69,6 +69,7 @@ class Reading:
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # which knows this reading: no circle is left
         self._drop()
 
     def _drop(self) -> None:
