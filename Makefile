@@ -1,4 +1,5 @@
 # make demo   decode a few prompts plainly and with SpecBlock, side by side
+# make serve  an OpenAI-compatible server and a page, at http://127.0.0.1:8000
 # make test   run the tests
 # make test-all   with the slow ones
 # make test-portable  the core tests as a processor without optional kernels runs them
@@ -28,13 +29,16 @@ CORE := tests/kernels tests/target tests/tree tests/engine tests/cli tests/train
 PYTEST := -m pytest -n 2 --dist loadfile
 test test-portable test-all test-newest test-oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-portable test-all test-newest test-oldest chromium lint format install clean
+.PHONY: demo serve test test-portable test-all test-newest test-oldest chromium lint format install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	@$(BIN)/specblock demo
+
+serve: $(VENV)/.installed
+	@$(BIN)/specblock serve
 
 test: $(VENV)/.installed
 	$(BIN)/python $(PYTEST)

@@ -1,5 +1,5 @@
 """``--portable``: the suite as a processor sees it that runs none of the optional kernels.
-``--slow``: with the tests that are marked slow."""
+``--slow``: with the tests that are marked slow, one of which takes ``--soak-seconds``."""
 
 from importlib.metadata import version
 
@@ -27,6 +27,9 @@ def lacking(name):
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption(
+        "--soak-seconds", type=float, default=600, help="how long --slow lets clients ask a server"
+    )
     parser.addoption(
         "--portable", action="store_true", help="let every optional kernel of PyTorch raise"
     )

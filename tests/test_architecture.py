@@ -16,6 +16,7 @@ MODULE_LINES, FUNCTION_LINES, FOLDER_FILES = 300, 50, 15
 # not listed here may be imported by nothing but the package's own __init__.
 LEVELS = {
     "errors": 0,
+    "own": 0,
     "config": 1,
     "storage": 1,
     "stored": 1,

@@ -56,6 +56,7 @@ def test_it_resumes(tmp_path):
     assert len(second.adaptation.memory) == status["memory_tokens"]
     again = second.generate(prompt(1), **LENGTH)
     assert again.stats.rounds < 10
+    second.close()
     assert make(config(folder=tmp_path, memory_mib=0)).adaptation.memory is None
 
 

@@ -87,6 +87,7 @@ def test_a_torn_state_falls_back_to_the_one_before(tmp_path):
     states[-1].write_bytes(states[-1].read_bytes()[:1000])
     second = make_speculator(config(folder=tmp_path))
     assert second.adaptation.total_gain == 0.07
+    second.adaptation.lock.release()
     states[0].write_bytes(b"")
     with pytest.raises(CheckpointError, match="damaged"):
         make_speculator(config(folder=tmp_path))

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from filelock import FileLock
+
 from specblock.adaptation.calibrations import Calibrations
 from specblock.adaptation.config import MEMORY, AdaptationConfig
 from specblock.adaptation.containment import Contained
@@ -62,6 +64,7 @@ class Adaptation:
                 "Only a SpecBlock drafter can learn: choose one with --drafter, or leave out adapt."
             )
         self.drafter, self.config, self.target = drafter, config, target
+        self.lock: FileLock | None = None  # of the folder
         self.budgets = list({id(b): b for b in budgets if b is not None}.values())
         self.calibrations = Calibrations(self.budgets)
         self.learner = Learner(model, config)
@@ -124,10 +127,12 @@ class Adaptation:
         self._save_sometimes()
 
     def close(self) -> None:
-        """Wait for a running update, and save."""
+        """Wait for a running update, and save; the folder is others' then."""
         self._runner.close()
         self._collect()
         self.save()
+        if self.lock is not None:
+            self.lock.release()
 
     # -- rounds and requests --------------------------------------------------------------------
 

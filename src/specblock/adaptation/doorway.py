@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from specblock.adaptation.adapter import Adaptation
 from specblock.adaptation.config import AdaptationConfig
+from specblock.adaptation.folder_lock import hold
 from specblock.adaptation.remembering import Remembering
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.fingerprint import target_digest
@@ -23,14 +24,33 @@ def adaptation_of(
         budgets: whose calibration follows the drafter.
         target: whose feedback it is; a folder must be of the same.
 
-    Raises :class:`ConfigError` without a drafter, or as the classes do.
+    Raises :class:`ConfigError` without a drafter, where another program uses the folder, or as the
+    classes do.
     """
     if drafter is None:
         raise ConfigError(
             "Without a drafter there is nothing to adapt: choose one with --drafter ('lookup' "
             "needs no weights), or leave out adapt."
         )
-    digest = None if config.folder is None else target_digest(target.model)
+    if config.folder is None:
+        return _made(drafter, config, budgets, target, None)
+    lock = hold(config.folder)
+    try:
+        made = _made(drafter, config, budgets, target, target_digest(target.model))
+    except BaseException:
+        lock.release()
+        raise
+    made.lock = lock
+    return made
+
+
+def _made(
+    drafter: Drafter,
+    config: AdaptationConfig,
+    budgets: Iterable[Budget],
+    target: Target,
+    digest: str | None,
+) -> Adaptation | Remembering:
     if isinstance(getattr(drafter, "model", None), SpecBlockModel):
         return Adaptation(drafter, config, budgets, digest)
     return Remembering(target.vocab_size, drafter.feature_layers, config, digest)

@@ -7,6 +7,8 @@ import logging
 import time
 from typing import Any
 
+from filelock import FileLock
+
 from specblock.adaptation.config import AdaptationConfig
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.feedback.answer import AnswerObserver
@@ -48,6 +50,7 @@ class Remembering:
                 f"Only a SpecBlock drafter can learn, so there is nothing to do for "
                 f"{config.policy}: choose one with --drafter, or the policy memory."
             )
+        self.lock: FileLock | None = None  # of the folder
         self.config, self.memory = config, TextMemory.of_size(config.memory_mib, len(layers))
         self._identity = {"remembering": vocabulary, "layers": list(layers), "target": target}
         self._decoded, self._requests, self._saved = 0.0, 0, time.monotonic()
@@ -70,8 +73,10 @@ class Remembering:
             self.save()
 
     def close(self) -> None:
-        """Save."""
+        """Save; the folder is others' then."""
         self.save()
+        if self.lock is not None:
+            self.lock.release()
 
     def save(self) -> None:
         """Write the memory to the config's folder, if there is one; whole or not at all."""

@@ -17,6 +17,7 @@ from specblock.cli.measuring.bench_training import bench_training
 from specblock.cli.measuring.calibrate import calibrate
 from specblock.cli.measuring.profile import profile
 from specblock.cli.measuring.report import report
+from specblock.cli.serving.serve import serve
 from specblock.cli.training.adapt import app as adapt
 from specblock.cli.training.check import check
 from specblock.cli.training.convert import convert
@@ -36,6 +37,7 @@ for command in (
     generate,
     chat,
     demo,
+    serve,
     calibrate,
     check,
     convert,

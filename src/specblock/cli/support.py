@@ -61,12 +61,14 @@ def open_speculator(
     calibrate: str = "missing",
     budget: str = "measured",
     adapt: Path | None = None,
+    adapt_memory: float | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Speculator:
     """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that
     ships, or ``lookup``.
 
-    ``adapt``: folder of an adaptation to go on with.
+    ``adapt``: folder of an adaptation to go on with; ``adapt_memory``: MiB of answers that it
+    remembers, None for its default.
     """
     import specblock
 
@@ -74,7 +76,8 @@ def open_speculator(
     if adapt is not None:
         from specblock.adaptation.config import AdaptationConfig
 
-        more["adapt"] = AdaptationConfig(folder=adapt)
+        memory = {} if adapt_memory is None else {"memory_mib": adapt_memory}
+        more["adapt"] = AdaptationConfig(folder=adapt, **memory)
 
     return specblock.load(
         model,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from specblock.config import GenerationConfig
 from specblock.engine.engine import Request
 from specblock.engine.seats import Seats
@@ -12,6 +14,7 @@ from specblock.engine.sequence import Seat, Sequence
 from specblock.engine.statistics import GenerationStats
 from specblock.engine.text import TextStream
 from specblock.target.model import Target
+from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
 
 __all__ = ["Answer", "Chunk", "Generation"]
@@ -87,8 +90,14 @@ class Answer(Request[Chunk]):
         if self._seats is not None:
             self._seat = self._seats.take()
         return Sequence(
-            target, self._seat, self.prompt, self._params, self.room, self._stats, self._observer
-        )
+            target, self._seat, self.prompt, self._params, self.room, self._stats, self._observer,
+            told=self.drawn,
+        )  # fmt: skip
+
+    def drawn(
+        self, tree: DraftTree | None, logits: Tensor, path: list[int], tokens: list[int]
+    ) -> None:
+        """Told of every draw, see :class:`Sequence`; for answers that say more than their text."""
 
     def push(self, tokens: list[int]) -> tuple[Chunk, bool]:
         """A round's tokens as a chunk, cut where the answer ends within them."""
@@ -109,9 +118,10 @@ class Answer(Request[Chunk]):
 
     def end(self, complete: bool) -> Chunk | None:
         """Leave the seat, learn; the last chunk where no round had it."""
+        sound = self.sequence.drafting_error is None
         if self._seats is not None:
-            self._seats.give_back(self._seat)
-        if self._adaptation is not None:
+            self._seats.give_back(self._seat, sound=sound)
+        if self._adaptation is not None and sound:  # else it has not seen all of the answer
             self._adaptation.finished(self._observer, self._stats, complete=complete)
         if self._said or not complete:
             return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.proposing.proposal import Proposal
 from specblock.drafters.proposing.together import together
+from specblock.own import Own
 from specblock.tree.budgeting.sharing import share
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.survival import Trials
@@ -47,6 +49,7 @@ class Round:
         asked: whether the drafter was.
         proposal: what may be verified; None: nothing but the root.
         nodes: how much of it is.
+        error: what drafting raised; then nothing but the root is verified.
     """
 
     drafter: Drafter
@@ -58,6 +61,17 @@ class Round:
     asked: bool = False
     proposal: Proposal | None = field(default=None, repr=False)
     nodes: int = 0
+    error: Exception | None = None
+
+    def trying(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What a part of the round gives; None where it fails, and then ``error`` says how."""
+        with Own() as own:
+            return work(*arguments)
+        return self.fail(own.error)
+
+    def fail(self, error: Exception) -> None:
+        """Nothing is drafted for this text."""
+        self.error, self.asked, self.proposal, self.nodes = error, False, None, 0
 
     def begin(self) -> None:
         """Look for copies, and decide whether the drafter is asked."""
@@ -107,17 +121,35 @@ def draft_all(rounds: Sequence[Round], rows: int) -> list[DraftTree]:
         rows: of the target's forward without any draft node.
     """
     for one in rounds:
-        one.begin()
+        one.trying(one.begin)
+    _draft([one for one in rounds if one.error is None])
+    drafted = [one for one in rounds if one.error is None]
+    if len(drafted) > 1:
+        _share(drafted, rows)
+    trees = [one.trying(one.tree) for one in rounds]
+    return [
+        DraftTree.root_only(one.root, one.device) if tree is None else tree
+        for one, tree in zip(rounds, trees, strict=True)
+    ]
+
+
+def _draft(rounds: Sequence[Round]) -> None:
+    """Ask the drafters of those that ask, and take copies for the others."""
     asking = _asking(rounds)
-    drafting = [one.drafter.drafting(one.root, one.budget, one.copied) for one in asking]
-    for one, proposal in zip(asking, together(drafting), strict=True):
-        one.take(proposal)
+    begun = {
+        one: one.trying(one.drafter.drafting, one.root, one.budget, one.copied) for one in asking
+    }
+    begun = {one: drafting for one, drafting in begun.items() if one.error is None}
+    failures: dict[int, Exception] = {}
+    proposals = together(list(begun.values()), failures)
+    for number, (one, proposal) in enumerate(zip(begun, proposals, strict=True)):
+        if number in failures:
+            one.fail(failures[number])
+        else:
+            one.trying(one.take, proposal)
     for one in rounds:
-        if not one.asked:
-            one.take_copies()
-    if len(rounds) > 1:
-        _share(rounds, rows)
-    return [one.tree() for one in rounds]
+        if not one.asked and one.error is None:
+            one.trying(one.take_copies)
 
 
 def _asking(rounds: Sequence[Round]) -> list[Round]:

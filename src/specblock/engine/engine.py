@@ -2,7 +2,8 @@
 
 There is no thread of the engine's own. Whoever reads an answer that has no new piece yet computes
 the next step, for all requests; the others wait for it. So one request costs what it costs without
-an engine, and any number of threads may read.
+an engine, and any number of threads may read. A program that serves may instead let one thread call
+:meth:`Engine.advance` while the engine is busy and take what :meth:`Handle.ready` has.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from contextlib import ExitStack
 from threading import Lock, RLock
 from typing import Generic, Self, TypeVar
 
-from specblock.engine.own import Own
 from specblock.engine.sequence import Sequence, capacity_for, check_prompt
 from specblock.engine.step import step
 from specblock.engine.turns import turn_of
 from specblock.errors import SpecBlockError
+from specblock.own import Own
 from specblock.target.model import Target
 
 __all__ = ["Engine", "Handle", "Request"]
@@ -73,12 +74,28 @@ class Handle(Generic[T]):
             with self._engine.lock:
                 if self._request.pieces:
                     return self._request.pieces.popleft()
-                if self._request.error is not None:
-                    error, self._request.error = self._request.error, None
-                    raise error
+                self._raise_error()
                 if self._request.ended:
                     raise StopIteration
             self._engine.advance(self._request)
+
+    def ready(self) -> tuple[list[T], bool]:
+        """The pieces that have come since, and whether they are the last; computes nothing.
+
+        Raises what ended the request, once its pieces have been taken.
+        """
+        request = self._request
+        with self._engine.lock:
+            pieces, ended = list(request.pieces), request.ended
+            request.pieces.clear()
+            if not pieces:
+                self._raise_error()
+            return pieces, ended and request.error is None
+
+    def _raise_error(self) -> None:
+        if self._request.error is not None:
+            error, self._request.error = self._request.error, None
+            raise error
 
     async def __aiter__(self) -> AsyncIterator[T]:
         nothing = object()
@@ -144,8 +161,13 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether anything waits or is being written."""
+        return any(self.counts)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many requests are being written, and how many wait."""
         with self.lock:
-            return bool(self._waiting or self._running)
+            return len(self._running), len(self._waiting)
 
     def cancel(self, request: Request) -> None:
         """Drop a request, at the latest after the step that is being computed; an ended one stays
@@ -171,11 +193,11 @@ class Engine:
         if not request.ended:
             self._end(request, complete=False)
 
-    def advance(self, request: Request) -> None:
-        """Compute a step, unless another thread just did one that brought this request further."""
+    def advance(self, request: Request | None = None) -> None:
+        """Compute a step, unless another thread just did one that brought ``request`` further."""
         with self._stepping:
             with self.lock:
-                served = request.pieces or request.ended or request.error
+                served = request and (request.pieces or request.ended or request.error)
             if not served:
                 self.step()
         self._dismiss()
@@ -217,23 +239,26 @@ class Engine:
 
     def _hand_out(self, request: Request, tokens: list[int]) -> None:
         done = request.sequence.finished
-        if tokens:
-            piece, last = request.push(tokens)
-            done = done or last
-            with self.lock:
-                request.pieces.append(piece)
-        if done:
-            error = request.sequence.error
+        with Own() as own:
+            if tokens:
+                piece, last = request.push(tokens)
+                done = done or last
+                with self.lock:
+                    request.pieces.append(piece)
+        error = request.sequence.error or own.error
+        if done or error is not None:
             self._end(request, complete=error is None, error=error)
 
     def _end(self, request: Request, *, complete: bool, error: BaseException | None = None) -> None:
-        request.sequence.close(sound=error is None)
-        last = request.end(complete)
+        last = None
+        with Own() as own:
+            request.sequence.close(sound=error is None)
+            last = request.end(complete)
         with self.lock:
             self._running.remove(request)
             if last is not None:
                 request.pieces.append(last)
-            request.error, request.ended = error, True
+            request.error, request.ended = error or own.error, True
 
 
 def _of_others(error: BaseException) -> Exception:

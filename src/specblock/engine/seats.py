@@ -27,8 +27,10 @@ class Seats:
         with self._lock:
             return self._free.pop() if self._free else self._first.another()
 
-    def give_back(self, seat: Seat) -> None:
-        """The text has ended."""
+    def give_back(self, seat: Seat, *, sound: bool = True) -> None:
+        """The text has ended. An unsound seat, whose drafter failed, is not lent again."""
+        if not sound:
+            return
         with self._lock:
             # the first is lent first: who looks at it sees every text that comes alone
             self._free.insert(len(self._free) if seat is self._first else 0, seat)

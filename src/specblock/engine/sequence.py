@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,7 @@ from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.drafting import Round, start
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ContextError, ModelError
+from specblock.own import Own
 from specblock.target.model import Target
 from specblock.target.pieces import Piece, TargetOutput
 from specblock.target.text import Text
@@ -21,7 +23,12 @@ from specblock.tree.accept import Acceptance, accept
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import NoPossibleTokenError, SamplingParams, draw
 
-__all__ = ["RoundObserver", "Seat", "Sequence", "capacity_for", "check_prompt"]
+__all__ = ["RoundObserver", "Seat", "Sequence", "Told", "capacity_for", "check_prompt"]
+
+_log = logging.getLogger("specblock")
+# of a draw: the verified tree (None: the prompt's last token), the target's raw logits [N + 1, V],
+# the visited nodes, and the token that was drawn at each of them
+Told = Callable[[DraftTree | None, Tensor, list[int], list[int]], None]
 
 
 class RoundObserver(Protocol):
@@ -63,12 +70,14 @@ class Sequence:
         prompt: token ids.
         until: told of every new token, once and in order; the one for which it holds is the last.
         stats: filled in.
-        observer: shown what the target verified.
+        observer: shown what the target verified, where there is a drafter.
+        told: of every draw, with a drafter or without.
 
     Attributes:
         context: prompt and new tokens.
         finished: nothing more will come.
         error: what its own logits processors or its logits raised; then it is finished, too.
+        drafting_error: what its drafter raised; the text has gone on without it.
 
     Raises :class:`ContextError` for an empty prompt or one that leaves no room for a token.
     """
@@ -83,15 +92,17 @@ class Sequence:
         stats: GenerationStats,
         observer: RoundObserver | None = None,
         until: Callable[[int], bool] | None = None,
+        told: Told | None = None,
     ):
         check_prompt(prompt, target)
         self.target, self.seat, self.params = target, seat, params
         self.budget = seat.budget if params.greedy else seat.sampling_budget
-        self.stats, self.observer, self._until = stats, observer, until
+        self.stats, self.observer, self._until, self._told = stats, observer, until, told
         self.context, self.prompt_length = list(prompt), len(prompt)
         self._room = target.positions.room_after(len(prompt), max_new_tokens)
         self.finished, self._round = False, None
         self.error: Exception | None = None
+        self.drafting_error: Exception | None = None
         self._prompt = torch.tensor(prompt, device=target.device)
         nodes = seat.drafter.max_nodes if seat.drafter else 0
         self.capacity = capacity_for(target, len(prompt), self._room, nodes)
@@ -118,7 +129,9 @@ class Sequence:
             self.target.release(self.text, tokens, torch.cat(self._shown))
         else:
             self.target.release(self.text)
-        self.text = None
+        # who asked may be told of draws: without a circle all of it goes at once, not when Python
+        # next looks for circles
+        self.text, self._shown, self._told = None, [], None
 
     # -- the prompt -----------------------------------------------------------------------------
 
@@ -141,8 +154,10 @@ class Sequence:
         )
         self.context.append(root)
         self.stats.new_tokens = 1
+        if self._told is not None:
+            self._told(None, output.logits[-1:], [0], [root])
         if self.seat.drafter is not None:
-            self._start(features)
+            self._drafting(self._start, features)
         self._is_end(root)
         return [root]
 
@@ -160,7 +175,7 @@ class Sequence:
     def round(self, texts: int, rows: int) -> Round | None:
         """Begin a round of a step of so many texts (:meth:`Budget.in_company`); None: plain."""
         seat, self._round = self.seat, None
-        if seat.drafter is not None:
+        if seat.drafter is not None and self.drafting_error is None:
             self.budget.in_company(texts, rows)
             root, device = self.context[-1], self.target.device
             self._round = Round(seat.drafter, self.budget, seat.copies, root, device)
@@ -184,8 +199,10 @@ class Sequence:
         self.target.commit(path, self.text)
         self.context += accepted.tokens
         self._shown.append(output.features[path])
+        if self._told is not None:
+            self._told(tree, output.logits, accepted.path, accepted.tokens)
         if self._round is not None:
-            self._tell(tree, output, accepted)
+            self._drafting(self._tell, tree, output, accepted)
         self.stats.record(len(accepted.tokens), tree.num_draft)
         self.stats.new_tokens += len(accepted.tokens)
         return accepted.tokens
@@ -196,6 +213,22 @@ class Sequence:
         if self.observer is not None:
             self.observer.verified(tree, output.logits, shown, accepted)
         self._round.report(tree, accepted.tokens, accepted.trials, shown)
+
+    def _drafting(self, work: Callable[..., None], *arguments: object) -> None:
+        """What concerns the drafter alone: the text does not need it."""
+        with Own() as own:
+            work(*arguments)
+        if own.error is not None:
+            self.stop_drafting(own.error)
+
+    def stop_drafting(self, error: Exception) -> None:
+        """The drafter has failed: nobody knows in what state, so it is left alone. The text is what
+        it would have been; the budget learns nothing more from it."""
+        self.drafting_error, self._round, self.budget = error, None, None
+        _log.warning(
+            "Drafting failed, the answer goes on plainly: %s: %s", type(error).__name__, error
+        )
+        _log.debug("where it failed", exc_info=error)
 
     def clocked(self, draft: float, verify: float, whole: float) -> None:
         """Seconds of the step."""

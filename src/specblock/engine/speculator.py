@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from specblock.tree.sampling import Processor, SamplingParams
 if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
 
+Asked = TypeVar("Asked", bound=Answer)
 Prompt = str | list[dict[str, str]] | list[int] | torch.Tensor
 
 
@@ -151,17 +152,28 @@ class Speculator:
         settings: dict[str, Any],
         drafting: bool,
         processors: Sequence[Processor],
+        kind: type[Answer] = Answer,
     ) -> Answer:
         config = (config or GenerationConfig()).replace(**settings)
         ids = self.encode(prompt)
         params = replace(config.sampling(), processors=tuple(processors))
         drafting = drafting and self.drafter is not None
         ends = frozenset() if config.ignore_eos else self._end_tokens(config)
-        return Answer(
+        return kind(
             ids, config, params, self.seats if drafting else None,
             TextStream(self.tokenizer, config.stop_strings), ends,
             self.adaptation if drafting else None,
         )  # fmt: skip
+
+    def request(
+        self,
+        prompt: Prompt,
+        generation_config: GenerationConfig,
+        logits_processor: Sequence[Processor] = (),
+        kind: type[Asked] = Answer,
+    ) -> Asked:
+        """What :meth:`ask` adds to the engine, as one of the caller's own ``kind``."""
+        return self._answer(prompt, generation_config, {}, True, logits_processor, kind)
 
     def _chunks(self, answer: Answer) -> Iterator[Chunk]:
         handle = self.engine.add(answer)

@@ -14,8 +14,8 @@ from typing import Any
 from torch.profiler import record_function
 
 from specblock.engine.drafting import draft_all
-from specblock.engine.own import Own
 from specblock.engine.sequence import Sequence
+from specblock.own import Own
 from specblock.target.model import Target
 from specblock.target.pieces import Piece
 from specblock.tree.draft_tree import DraftTree
@@ -70,6 +70,9 @@ def _trees(texts: Many[Sequence], rows: int) -> list[DraftTree]:
     rounds = {text: text.round(len(texts), rows) for text in texts}
     drafting = {text: one for text, one in rounds.items() if one is not None}
     trees = dict(zip(drafting, draft_all(list(drafting.values()), rows), strict=True))
+    for text, one in drafting.items():
+        if one.error is not None:
+            text.stop_drafting(one.error)
     return [text.fitting(trees.get(text)) for text in texts]
 
 

@@ -25,7 +25,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer, stop_strings: tuple[str, ...] = ()):
-        self._tokenizer, self._stops = tokenizer, stop_strings
+        self.tokenizer, self._stops = tokenizer, stop_strings
         self._ids: list[int] = []
         self._sent = 0
         self.text = ""
@@ -33,7 +33,7 @@ class TextStream:
     def push(self, ids: list[int]) -> Piece:
         """Add tokens; returns what may be shown now."""
         self._ids += ids
-        self.text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        self.text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
         cut = self._first_stop()
         if cut is not None:
             self.text = self.text[:cut]
@@ -72,7 +72,7 @@ class TextStream:
     def _settled(self) -> int:
         """How many characters no later token changes. Tokenizers that spell bytes out (``<0x0A>``)
         decode a run of them as a whole: what does not end well is unreadable from its beginning."""
-        names = getattr(self._tokenizer, "convert_ids_to_tokens", None)
+        names = getattr(self.tokenizer, "convert_ids_to_tokens", None)
         run = 0
         while (
             names is not None
@@ -82,7 +82,7 @@ class TextStream:
             run += 1
         if not run:
             return len(self.text)
-        return len(self._tokenizer.decode(self._ids[:-run], skip_special_tokens=True))
+        return len(self.tokenizer.decode(self._ids[:-run], skip_special_tokens=True))
 
     def _unfinished(self) -> int:
         """How many characters at the end are not certain yet."""

@@ -8,6 +8,7 @@ keys are shaped otherwise than their values one for each of the two.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,8 @@ class PreallocatedLayer(CacheLayerMixin):
 
     def __init__(self, owner: PathCache):
         super().__init__()
-        self.owner = owner
+        # a circle would keep the storage of a cache that is given up until Python looks for circles
+        self.owner = weakref.proxy(owner)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values = self.owner.allocate(key_states, value_states)

@@ -57,9 +57,10 @@ class PackedLayer(CacheLayerMixin):
     is_croppable = False
     is_initialized = True
 
-    def __init__(self, owner: PackedCache, index: int, kind: str):
+    def __init__(self, texts: Sequence[TextRows], index: int, kind: str):
         super().__init__()
-        self.owner, self.index, self.kind = owner, index, kind
+        # not the cache that holds this layer: a circle would keep the texts' keys for long
+        self.texts, self.index, self.kind = texts, index, kind
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """The texts' caches look after themselves."""
@@ -69,7 +70,7 @@ class PackedLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Write ``[1, heads, R, head_dim]`` text by text; returns them with a note of the parts."""
         parts, start = [], 0
-        for text in self.owner.texts:
+        for text in self.texts:
             rows = slice(start, start + text.count)
             layer = text.cache.layers[self.index]
             keys, values = layer.update(key_states[:, :, rows], value_states[:, :, rows])
@@ -103,8 +104,7 @@ class PackedCache(Cache):
     """
 
     def __init__(self, texts: Sequence[TextRows], kinds: Sequence[str]):
-        self.texts = texts
-        super().__init__(layers=[PackedLayer(self, i, kind) for i, kind in enumerate(kinds)])
+        super().__init__(layers=[PackedLayer(texts, i, kind) for i, kind in enumerate(kinds)])
 
 
 def part_by_part(attention: Callable) -> Callable:

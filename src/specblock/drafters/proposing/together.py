@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from specblock.own import Own
+
 __all__ = ["Drafting", "Forward", "alone", "together"]
 
 T = TypeVar("T")
@@ -39,16 +41,31 @@ def alone(drafting: Drafting[T]) -> T:
 
 
 @torch.inference_mode()
-def together(draftings: Sequence[Drafting[T]]) -> list[T]:
-    """The results of all; forwards of one kind that wait at the same time are computed as one."""
-    results: dict[int, T] = {}
+def together(
+    draftings: Sequence[Drafting[T]], failures: dict[int, Exception] | None = None
+) -> list[T | None]:
+    """The results of all; forwards of one kind that wait at the same time are computed as one.
+
+    Args:
+        failures: is given what a drafting raised, by its number; its result is None. Left out, the
+            first error is raised.
+    """
+    results: dict[int, T | None] = {}
     wanted: dict[int, Forward] = {}
 
     def resume(number: int, given: Any) -> None:
-        try:
-            wanted[number] = draftings[number].send(given)
-        except StopIteration as stop:
-            results[number] = stop.value
+        with Own() as own:
+            if isinstance(given, Exception):
+                draftings[number].close()
+                raise given
+            try:
+                wanted[number] = draftings[number].send(given)
+            except StopIteration as stop:
+                results[number] = stop.value
+        if own.error is not None:
+            if failures is None:
+                raise own.error
+            failures[number], results[number] = own.error, None
 
     for number in range(len(draftings)):
         resume(number, None)
@@ -58,7 +75,17 @@ def together(draftings: Sequence[Drafting[T]]) -> list[T]:
             groups[forward.kind].append(number)
         forwards, wanted = wanted, {}
         for numbers in groups.values():
-            same = [forwards[number] for number in numbers]
-            for number, given in zip(numbers, same[0].compute(same), strict=True):
-                resume(number, given)
+            given = _computed([forwards[number] for number in numbers])
+            for number, own in zip(numbers, given, strict=True):
+                resume(number, own)
     return [results[number] for number in range(len(draftings))]
+
+
+def _computed(same: Sequence[Forward]) -> list[Any]:
+    """What each gave, or raised. Forwards write to given places of their text's cache alone, so
+    those that fail as one can be computed one by one to see whose fault it is."""
+    with Own() as own:
+        return same[0].compute(same)
+    if len(same) == 1:
+        return [own.error]
+    return [given for one in same for given in _computed([one])]

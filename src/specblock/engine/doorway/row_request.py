@@ -35,4 +35,4 @@ class RowRequest(Request[list[int]]):
 
     def end(self, complete: bool) -> None:
         """Leave the seat."""
-        self._seats.give_back(self._seat)
+        self._seats.give_back(self._seat, sound=self.sequence.drafting_error is None)

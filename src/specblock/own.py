@@ -10,9 +10,9 @@ __all__ = ["Own"]
 class Own:
     """A ``with`` block whose exception, of any kind, is kept in ``error`` and not raised.
 
-    For what a request brings along, its logits processors above all: nobody knows what they raise,
-    and the other requests of a step must go on. Who reads the request's answer is told. Interrupts
-    and exits pass.
+    For what a request brings along, its logits processors above all, and for what drafts for it:
+    nobody knows what they raise, and the other requests of a step must go on. Interrupts and exits
+    pass.
     """
 
     def __init__(self) -> None:

@@ -1,0 +1,1 @@
+"""What is asked of the server and answered by it, in the API's words."""
