@@ -7,12 +7,24 @@ from dataclasses import asdict
 from specblock.bench.measure.divergence import classify
 from specblock.config import GenerationConfig
 from specblock.doctor.finding import Verdict, ok, warning, wrong
-from specblock.doctor.patient import Answered, Patient
-from specblock.engine.loading import assemble
+from specblock.doctor.patient import MOST_PROMPT_TOKENS, Answered, Patient
+from specblock.engine.loading import UNMEASURED, assemble
 from specblock.errors import SpecBlockError
 from specblock.training.evaluate.served import compare
 
 _NODES, _LEAVES = 8, 2  # of a round of the drafter alone: enough for branches and later blocks
+
+
+def prompts(patient: Patient) -> Verdict:
+    """There is something to ask."""
+    asked = patient.prompts
+    if not asked:
+        raise SpecBlockError(
+            f"No prompt has {MOST_PROMPT_TOKENS} tokens or fewer and fits half of the context: "
+            "give others with --prompts."
+        )
+    longest = max(map(len, asked))
+    return ok(f"{len(asked)}, the longest of {longest} tokens", count=len(asked), longest=longest)
 
 
 def decoding(patient: Patient) -> Verdict:
@@ -23,8 +35,6 @@ def decoding(patient: Patient) -> Verdict:
         on_step=request.on_step, owned=True,
     )  # fmt: skip
     config = _settings(patient)
-    if not patient.prompts:
-        raise SpecBlockError("No prompt has 512 tokens or fewer: give others with --prompts.")
     for number, prompt in enumerate(patient.prompts, 1):
         request.on_step(f"answering prompt {number} of {len(patient.prompts)}")
         plain = speculator.generate(prompt, config, use_drafter=False)
@@ -107,6 +117,13 @@ def pays(patient: Patient) -> Verdict:
     tau = sum(s.round_tokens for s in ours) / rounds
     drafting = sum(s.speculative_rounds for s in ours) / rounds
     costs = patient.speculator.costs
+    if costs is UNMEASURED:
+        return warning(
+            f"{speedup:.2f} times plain decoding: this machine could not be measured in time, so "
+            "nothing is drafted",
+            "run `specblock calibrate`, which takes its time",
+            speedup=speedup,
+        )
     least = costs.round_seconds(1, (), 1) / costs.target_seconds(1)
     figures = {
         "speedup": speedup,

@@ -118,9 +118,10 @@ class Patient:
         Raises :class:`specblock.errors.SpecBlockError` for a row that cannot be used.
         """
         path, limit = self.request.prompts or OWN_PROMPTS, self.request.limit
+        most = min(MOST_PROMPT_TOKENS, self.target.context_length // 2)  # the answer needs room too
         if getattr(self.tokenizer, "chat_template", None):
             rows = read_prompts(
-                path, self.tokenizer, limit=limit, max_tokens=MOST_PROMPT_TOKENS,
+                path, self.tokenizer, limit=limit, max_tokens=most,
                 vocabulary=self.vocabulary,
             )  # fmt: skip
             return [row.ids for row in rows]
@@ -129,4 +130,4 @@ class Patient:
             turns = user_turns(conversation(row.values))
             text = "\n".join(message["content"] for turn in turns[:1] for message in turn)
             ids.append(self.tokenizer(text)["input_ids"])
-        return [one for one in ids if 0 < len(one) <= MOST_PROMPT_TOKENS][:limit]
+        return [one for one in ids if 0 < len(one) <= most][:limit]

@@ -1,4 +1,4 @@
-"""The target's tokenizer: is it the drafter's, and do conversations begin and end as they should?"""
+"""The target's tokenizer: is it the drafter's, and do conversations begin and end well?"""
 
 from __future__ import annotations
 

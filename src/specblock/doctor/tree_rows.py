@@ -13,13 +13,13 @@ from specblock.target.architecture.verifiable import distances_from_plain, most_
 from specblock.target.model import Target
 from specblock.tree.draft_tree import DraftTree
 
-_TAIL = 32  # tokens read behind the context that is filled up
+_TAIL = 32  # tokens read before the tree, and behind the context that is filled up
 
 
 def mask_rows(patient: Patient) -> Verdict:
     """A tree verified in one forward gives each node the logits of its path alone."""
     target, most = patient.target, most_distance(patient.target.dtype)
-    apart = distances_from_plain(target, patient.prompts[0])
+    apart = distances_from_plain(target, _tail(patient).tolist())
     target.text = None
     worst, median = float(apart.max()), float(apart.median())
     figures = {"nodes": len(apart), "worst": worst, "median": median, "allowed": most}
@@ -54,7 +54,7 @@ def long_context(patient: Patient) -> Verdict:
     tail = _tail(patient)
     filled, end = _room(target, tail)
     if filled < 1:
-        return skipped(f"a context of {end} positions has no room for the trial")
+        return skipped("there is no memory for two caches")
     apart = _distance(target, tail, filled)
     most = most_distance(target.dtype)
     last = filled + len(tail) - 1
@@ -72,7 +72,8 @@ def long_context(patient: Patient) -> Verdict:
 
 
 def _tail(patient: Patient) -> Tensor:
-    ids = [token for prompt in patient.prompts for token in prompt][:_TAIL]
+    most = min(_TAIL, patient.target.context_length // 2)
+    ids = [token for prompt in patient.prompts for token in prompt][:most]
     return torch.tensor(ids, device=patient.target.device)
 
 
