@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -56,39 +56,49 @@ def doctor(
 
     from specblock.bench.environment import describe_environment
     from specblock.doctor.examine import examine
-    from specblock.doctor.finding import VERDICTS, WRONG
+    from specblock.doctor.finding import WRONG
     from specblock.doctor.patient import Request
     from specblock.engine.loading import shipped_drafter
     from specblock.target.loading.zoo import check_placement, load_model, locate_model
 
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = drafter or shipped_drafter(model)
+    folder = _existing(drafter or shipped_drafter(model), model, prompts)
+    check_placement(dtype, device)
+    locate_model(model)
+    load = partial(load_model, model, dtype=dtype, device=device)
+    request = Request(folder, model, load, prompts, limit, max_new_tokens, on_step=say_step)
+    findings = examine(request)
+    console().print(findings_table(findings))
+    if json_out is not None:
+        asked = {"model": model, "drafter": str(folder), "dtype": dtype, "device": device}
+        asked |= {"limit": limit, "max_new_tokens": max_new_tokens}
+        report = {**asked, "environment": describe_environment(), **report_of(findings)}
+        write_atomically(json_out, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    typer.echo(conclusion(findings))
+    if any(finding.verdict == WRONG for finding in findings):
+        raise typer.Exit(SICK)
+
+
+def _existing(folder: Path | None, model: str, prompts: Path | None) -> Path:
+    """The drafter's folder; raises ConfigError where it or the prompts are not there."""
     if folder is None:
         raise ConfigError(f"No drafter ships for {model}: name one with --drafter.")
     for path in (folder, prompts):
         if path is not None and not path.exists():
             raise ConfigError(f"There is no {path}: check the path.")
-    check_placement(dtype, device)
-    locate_model(model)
-    load = partial(load_model, model, dtype=dtype, device=device)
-    findings = examine(
-        Request(folder, model, load, prompts, limit, max_new_tokens, on_step=say_step)
-    )
-    console().print(findings_table(findings))
-    worst = max((finding.verdict for finding in findings), key=VERDICTS.index)
-    if json_out is not None:
-        report = {
-            "model": model, "drafter": str(folder), "dtype": dtype, "device": device,
-            "threads": torch.get_num_threads(), "limit": limit, "max_new_tokens": max_new_tokens,
-            "environment": describe_environment(), "verdict": worst,
-            "seconds": sum(finding.seconds for finding in findings),
-            "findings": [finding.to_dict() for finding in findings],
-        }  # fmt: skip
-        write_atomically(json_out, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    typer.echo(conclusion(findings))
-    if worst == WRONG:
-        raise typer.Exit(SICK)
+    return folder
+
+
+def report_of(findings: list[Finding]) -> dict[str, Any]:
+    """The worst verdict, seconds and findings as JSON values."""
+    from specblock.doctor.finding import VERDICTS
+
+    return {
+        "verdict": max((finding.verdict for finding in findings), key=VERDICTS.index),
+        "seconds": sum(finding.seconds for finding in findings),
+        "findings": [finding.to_dict() for finding in findings],
+    }
 
 
 def findings_table(findings: list[Finding]) -> Table:
