@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from tests.doctor.world import (
+    FIRST,
     LAYERS,
+    LENGTH,
     TEMPLATE,
     World,
     calibrated,
@@ -45,6 +47,23 @@ def test_shifted_layers_are_measured(world, shift):
     assert wrong(found) == ["layers, measured"]
     assert "--feature-layers 1,3,4" in found["layers, measured"].advice
     assert found["pays"].verdict == found["first token"].verdict == "skipped"
+
+
+def test_layers_in_reverse_are_measured(world):
+    world.save(feature_layers=LAYERS[::-1])
+    found = world.examine()
+    assert wrong(found) == ["layers, measured"]
+    assert "--feature-layers 1,3,4" in found["layers, measured"].advice
+
+
+def test_a_drafter_far_below_its_training_is_said(world):
+    world.model.lm_head.weight.data[FIRST + 2 - 3 : FIRST + LENGTH - 3].zero_()  # it forgot most
+    extra = {"held_out": {"accuracy_b1s0": 0.9}}
+    save_checkpoint(world.model, world.folder, extra=extra, dtype=torch.float32)
+    found = world.examine()
+    assert not wrong(found)
+    assert found["first token"].verdict == "warning"
+    assert "it was 90%" in found["first token"].found
 
 
 def test_layers_that_the_target_lacks(world):
