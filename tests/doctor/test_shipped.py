@@ -21,9 +21,10 @@ def test_it_comes_out_clean(loaded, tmp_path, kind):
     folder = shipped.with_name(shipped.name + kind)
     calibrated(tmp_path, loaded[0], load_drafter(folder, *loaded).model)
     request = Request(
-        folder, "embedded", lambda: loaded, limit=2, max_new_tokens=12, cache_dir=tmp_path
+        folder, "embedded", lambda: loaded, limit=2, max_new_tokens=24, cache_dir=tmp_path
     )
     found = {one.name: one for one in examine(request)}
     assert not wrong(found)
     machine = ("kernels", "pays")  # which is not the drafter's
-    assert {one.verdict for name, one in found.items() if name not in machine} == {"ok"}
+    odd = [one for name, one in found.items() if one.verdict != "ok" and name not in machine]
+    assert not odd
