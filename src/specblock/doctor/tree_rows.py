@@ -13,7 +13,7 @@ from specblock.target.architecture.verifiable import distances_from_plain, most_
 from specblock.target.model import Target
 from specblock.tree.draft_tree import DraftTree
 
-_NOISY, _MARGIN = 4, 2.0  # texts whose rounding is looked at, and how much more others may have
+_NOISY, _MARGIN = 6, 2.0  # texts whose rounding is looked at, and how much more others may have
 _SPREAD = 0.5  # more is no rounding but other logits
 _TAIL = 32  # tokens read before the tree, and behind the context that is filled up
 
@@ -79,10 +79,13 @@ def _allowed(patient: Patient) -> float:
     model, or in this one, where a prompt is read without any tree by our target and by the model
     itself. Of several layers in half precision that is the larger."""
     target, tail, noise = patient.target, _tail(patient), []
-    for length in range(max(1, len(tail) - _NOISY), len(tail) + 1):
+    # a tree's tokens are as good as random, and of such a text more is rounded
+    ids = tail[torch.randperm(len(tail), generator=torch.Generator().manual_seed(0))]
+    text = torch.cat((tail, ids))
+    for length in range(len(tail) + 1, len(tail) + 1 + min(_NOISY, len(tail))):
         target.reset(length)
-        ours = target.prefill(tail[:length]).logits
-        theirs = target.model(input_ids=tail[None, :length], use_cache=False).logits[0, -1]
+        ours = target.prefill(text[:length]).logits
+        theirs = target.model(input_ids=text[None, :length], use_cache=False).logits[0, -1]
         noise.append(float((ours - theirs).abs().max() / theirs.std()))
     target.text = None
     return max(most_distance(target.dtype), _MARGIN * min(max(noise), _SPREAD))
