@@ -30,6 +30,7 @@ LEVELS = {
     "training": 3,
     "adaptation": 3,
     "bench": 4,
+    "doctor": 4,
     "serving": 4,
     "cli": 5,
     "__init__": 6,

@@ -8,9 +8,11 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextError",
+    "FeatureLayersError",
     "ModelError",
     "RefusedByTemplateError",
     "SpecBlockError",
+    "VocabularyMapError",
 ]
 
 
@@ -40,6 +42,14 @@ class RefusedByTemplateError(ModelError):
 
 class CheckpointError(SpecBlockError):
     """A drafter's checkpoint is broken, or does not fit the target."""
+
+
+class FeatureLayersError(CheckpointError):
+    """A drafter names layers that its target has no outputs of."""
+
+
+class VocabularyMapError(CheckpointError):
+    """A drafter's vocabulary maps contradict each other."""
 
 
 class ContextError(SpecBlockError):

@@ -30,7 +30,7 @@ VERBS = (
     "bench-adapt",
     "profile",
     "evaluate",
-    "check",
+    "doctor",
 )
 
 
@@ -220,28 +220,46 @@ def test_convert_refuses_to_lose_the_source(run, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-def test_check_ends_with_one_where_serving_differs(run, monkeypatch, tmp_path):
-    from tests.engine.test_speculator import make_tokenizer
-    from tests.tiny import make_target
+def finding(name, verdict, advice=""):
+    from specblock.doctor.finding import Finding
 
-    from specblock.engine import loading
-    from specblock.target.loading import zoo
-    from specblock.training.evaluate import served
-    from specblock.training.evaluate.served import Agreement
+    return Finding(name, verdict, f"found by {name}", {"figure": float("nan")}, advice, 0.5)
 
-    found = Agreement(3, 40, 100, 0.01, 0.01, 1.0, 2.5, 2.5)
-    monkeypatch.setattr(
-        zoo, "load_model", lambda *names, **options: (make_target("llama"), make_tokenizer())
-    )
-    monkeypatch.setattr(loading, "load_drafter", lambda *arguments: None)
-    monkeypatch.setattr(served, "compare", lambda *arguments, **options: found)
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"), [(("ok", "ok"), 0), (("warning", "ok"), 0), (("wrong", "skipped"), 1)]
+)
+def test_doctor_ends_with_one_where_something_is_wrong(run, monkeypatch, tmp_path, verdicts, code):
+    from specblock.doctor import examine
+
+    findings = [finding("first", verdicts[0], "mend it"), finding("second", verdicts[1])]
+    asked = []
+    monkeypatch.setattr(examine, "examine", lambda request: asked.append(request) or findings)
     report = tmp_path / "report.json"
-    result = run("check", "--drafter", "d", "--limit", "2", "--json", str(report))
-    assert result.exit_code == 0, result.output
-    assert "is served as it was trained" in result.stdout
-    assert json.loads(report.read_text())["rounds"] == 40
-    found = Agreement(3, 40, 100, 0.5, 0.01, 1.0, 2.5, 2.5)
-    result = run("check", "--drafter", "d", "--limit", "2")
-    assert result.exit_code == 1
-    assert "features differ" in result.stdout
-    assert "as it was trained" not in result.stdout
+    options = ["--drafter", str(tmp_path), "--limit", "2", "--max-new-tokens", "9"]
+    result = run("doctor", *options, "--json", str(report))
+    assert result.exit_code == code, result.output
+    assert (asked[0].limit, asked[0].max_new_tokens) == (2, 9)
+    assert "→ mend it" in result.stdout
+    places = [result.stdout.index(f"found by {name}") for name in ("first", "second")]
+    assert (places[0] > places[1]) == (verdicts[0] != "ok")  # the worst comes last
+    written = json.loads(report.read_text())
+    assert written["verdict"] == verdicts[0]
+    assert written["findings"][0]["figures"] == {"figure": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--drafter", "/no/such/folder"], "There is no"),
+        (["--prompts", "/no/such/file"], "There is no"),
+        (["--dtype", "int3"], "dtype must be one of"),
+        (["--device", "tpu"], "not available"),
+        (["--model", "/no/such/model", "--drafter", "."], "/no/such/model"),
+        (["--limit", "0"], "limit"),
+    ],
+)
+def test_doctor_refuses_what_it_cannot_examine(run, options, says):
+    result = run("doctor", *options)
+    assert result.exit_code == 2
+    assert says in result.stderr

@@ -15,11 +15,11 @@ from specblock.cli.measuring.bench_adapt import bench_adapt
 from specblock.cli.measuring.bench_cost import bench_cost
 from specblock.cli.measuring.bench_training import bench_training
 from specblock.cli.measuring.calibrate import calibrate
+from specblock.cli.measuring.doctor import doctor
 from specblock.cli.measuring.profile import profile
 from specblock.cli.measuring.report import report
 from specblock.cli.serving.serve import serve
 from specblock.cli.training.adapt import app as adapt
-from specblock.cli.training.check import check
 from specblock.cli.training.convert import convert
 from specblock.cli.training.evaluate import evaluate
 from specblock.cli.training.prepare_data import prepare_data
@@ -39,7 +39,7 @@ for command in (
     demo,
     serve,
     calibrate,
-    check,
+    doctor,
     convert,
     bench,
     prepare_data,

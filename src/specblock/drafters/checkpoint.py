@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from specblock.drafters.config import StoredConfig
 from specblock.drafters.eight_bit import unpack
 from specblock.drafters.header import sort_metadata
+from specblock.drafters.vocabulary import check_vocabulary_map
 from specblock.errors import CheckpointError
 from specblock.storage import atomic_file, write_atomically
 
@@ -94,13 +95,8 @@ def load_checkpoint(
             (all of them are listed), or the target's matrices have another shape.
     """
     folder = Path(folder)
-    config = read_config(folder, config_class)
-    path = folder / WEIGHTS
-    packed, metadata = read_tensors(path)
-    tensors = unpack(packed)
-    check_tensors(tensors, stored_shapes(config, network), path)
-    _check_same_origin(config, metadata, folder)
-    check_vocabulary_map(tensors["d2t"], tensors["t2d"], path)
+    config, tensors = read_stored(folder, config_class, network)
+    check_vocabulary_map(tensors["d2t"], tensors["t2d"], folder / WEIGHTS)
     state = {name: _cast(tensor, device, dtype) for name, tensor in tensors.items()}
     model = _skeleton(config, network)
     _check_matrix("input embeddings", embeddings, config)
@@ -116,6 +112,23 @@ def load_checkpoint(
     if config.target_lm_head:
         model.lm_head.weight.requires_grad_(False)
     return model.eval()
+
+
+def read_stored(
+    folder: Path, config_class: type[StoredConfig], network: Network
+) -> tuple[StoredConfig, dict[str, Tensor]]:
+    """The config and the tensors of a drafter's folder; what does not depend on its target is
+    checked, but for the vocabulary maps.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`.
+    """
+    config = read_config(folder, config_class)
+    packed, metadata = read_tensors(folder / WEIGHTS)
+    tensors = unpack(packed)
+    check_tensors(tensors, stored_shapes(config, network), folder / WEIGHTS)
+    _check_same_origin(config, metadata, folder)
+    return config, tensors
 
 
 def read_extra(folder: str | Path) -> dict[str, Any]:
@@ -197,27 +210,6 @@ def check_tensors(
             f"{path} does not hold the drafter that its config.json describes; "
             f"{'; '.join(problems)}."
         )
-
-
-def check_vocabulary_map(d2t: Tensor, t2d: Tensor, path: Path) -> None:
-    """Raise :class:`CheckpointError` unless ``arange(V_d) + d2t`` are the ids that t2d marks.
-
-    Args:
-        d2t: int64 [V_d], target id minus draft id; t2d: bool [V].
-    """
-    listed = torch.arange(d2t.numel(), device=d2t.device) + d2t
-    marked = t2d.nonzero().flatten()
-    if listed.numel() != marked.numel():
-        detail = f"t2d marks {marked.numel()} tokens, d2t lists {listed.numel()}"
-    elif not torch.equal(listed, marked):
-        first = int((listed != marked).nonzero()[0])
-        detail = (
-            f"draft token {first} is target token {int(listed[first])} by d2t "
-            f"and {int(marked[first])} by t2d"
-        )
-    else:
-        return
-    raise CheckpointError(f"The vocabulary maps in {path} contradict each other: {detail}.")
 
 
 def write_tensors(

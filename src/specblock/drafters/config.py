@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from specblock.errors import CheckpointError
+from specblock.errors import CheckpointError, FeatureLayersError
 
 FEATURE_CONVENTION = "output_of_decoder_layer"
 
@@ -94,11 +94,11 @@ def read_json(folder: Path) -> dict[str, Any]:
 def paper_feature_layers(target_layers: int) -> tuple[int, int, int]:
     """The three layers that EAGLE-3 and SpecBlock read: outputs of layers 1, n/2 - 1 and n - 4.
 
-    Raises :class:`CheckpointError` if the target is so shallow that they collide.
+    Raises :class:`FeatureLayersError` if the target is so shallow that they collide.
     """
     layers = (1, target_layers // 2 - 1, target_layers - 4)
     if len(set(layers)) < 3 or min(layers) < 0:
-        raise CheckpointError(
+        raise FeatureLayersError(
             f"A target of {target_layers} layers is too shallow for the usual feature layers "
             f"{layers}; name three different layers in the drafter's config."
         )

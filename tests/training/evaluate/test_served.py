@@ -80,7 +80,7 @@ def test_a_drafter_that_counts_positions_otherwise_is_found(world, monkeypatch):
         calls.append(len(calls))
         return whole(x, shift, positions + 3 * len(calls), attend, *rest)
 
-    compare_trained = served._trained
+    compare_trained = served.trained_log_probs
 
     def trained(*arguments):
         with monkeypatch.context() as patch:
@@ -88,7 +88,7 @@ def test_a_drafter_that_counts_positions_otherwise_is_found(world, monkeypatch):
             return compare_trained(*arguments)
 
     monkeypatch.setattr(drafter.model, "run", skewed)
-    monkeypatch.setattr(served, "_trained", trained)
+    monkeypatch.setattr(served, "trained_log_probs", trained)
     monkeypatch.setattr(served, "MOST_LOG_PROB_ERROR", 1e-3)
     problems = compare(target, drafter, prompts(), max_new_tokens=20).problems()
     assert any("On the same features" in problem for problem in problems)

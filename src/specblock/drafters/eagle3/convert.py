@@ -7,6 +7,7 @@ target's number of layers, which therefore has to be given.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from specblock.drafters.checkpoint import (
     CONFIG,
     HEAD,
     check_tensors,
-    check_vocabulary_map,
     stored_shapes,
     write_tensors,
 )
@@ -29,9 +29,10 @@ from specblock.drafters.eagle3.published_config import (
 )
 from specblock.drafters.eagle3.published_weights import PublishedWeights, read_weights
 from specblock.drafters.published import check_request, read_published
+from specblock.drafters.vocabulary import check_vocabulary_map
 from specblock.errors import CheckpointError
 
-__all__ = ["convert_eagle3", "is_eagle3"]
+__all__ = ["convert_eagle3", "is_eagle3", "published_layers"]
 
 
 def is_eagle3(source: str | Path) -> bool:
@@ -81,7 +82,7 @@ def convert_eagle3(
         network["target_lm_head"] = True
     config = Eagle3Config(
         target_layers=target_layers,
-        feature_layers=feature_layers or _layers(found, target_layers, weights),
+        feature_layers=feature_layers or published_layers(found, target_layers, weights),
         tokenizer_fingerprint=tokenizer_fingerprint,
         target_name=target_name,
         **network,
@@ -93,7 +94,10 @@ def convert_eagle3(
     return config
 
 
-def _layers(found: dict, target_layers: int, weights: PublishedWeights) -> tuple[int, ...]:
+def published_layers(
+    found: dict[str, Any], target_layers: int, weights: PublishedWeights
+) -> tuple[int, ...]:
+    """The feature layers of a published folder as we count; raises as :func:`named_layers`."""
     fc = weights.tensors.get("fc.weight")
     if fc is None or fc.ndim != 2:
         raise CheckpointError(f"{weights.path} lacks the matrix fc.weight; copy it again.")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from specblock.drafters.config import paper_feature_layers
-from specblock.errors import CheckpointError
+from specblock.errors import CheckpointError, FeatureLayersError
 
 LAYERS = "eagle_aux_hidden_state_layer_ids"
 _INNER = "transformer_layer_config"
@@ -153,25 +153,25 @@ def named_layers(found: dict[str, Any], target_layers: int, count: int) -> tuple
     A last id beyond what ``fc`` reads is the target's final state, recorded for training.
 
     Raises:
-        CheckpointError: there is no such layer, or there are more or fewer than ``count``.
+        FeatureLayersError: there is no such layer, or there are more or fewer than ``count``.
     """
     ids = found.get(LAYERS)
     if not ids:
         return paper_feature_layers(target_layers)
     if not isinstance(ids, list) or not all(type(entry) is int for entry in ids):
-        raise CheckpointError(f"config.json has {LAYERS} {ids!r}, not a list of numbers.")
+        raise FeatureLayersError(f"config.json has {LAYERS} {ids!r}, not a list of numbers.")
     if len(ids) == count + 1 and ids[-1] == target_layers:
         ids = ids[:-1]
     papers = ids == [1, target_layers // 2 - 1, target_layers - 4]
     outputs = papers and "speculators_model_type" not in found
     layers = tuple(entry if outputs else entry - 1 for entry in ids)
     if len(layers) != count or len(set(layers)) != count:
-        raise CheckpointError(
+        raise FeatureLayersError(
             f"The drafter reads {count} layers (fc.weight) but names {ids} ({LAYERS}); "
             "give them as --feature-layers."
         )
     if min(layers) < 0 or max(layers) >= target_layers:
-        raise CheckpointError(
+        raise FeatureLayersError(
             f"The drafter reads layers {ids} ({LAYERS}, 1 to {target_layers} in this target), "
             "of which not all are outputs of a layer; check --target, or give --feature-layers."
         )

@@ -18,7 +18,6 @@ from specblock.drafters.checkpoint import (
     CONFIG,
     WEIGHTS,
     check_tensors,
-    check_vocabulary_map,
     read_tensors,
     write_tensors,
 )
@@ -34,6 +33,7 @@ from specblock.drafters.specblock.config import (
     SpecBlockConfig,
     paper_feature_layers,
 )
+from specblock.drafters.vocabulary import check_vocabulary_map
 from specblock.errors import CheckpointError
 
 __all__ = ["convert_published", "target_layer_count"]

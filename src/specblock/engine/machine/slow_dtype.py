@@ -18,23 +18,28 @@ _log = logging.getLogger("specblock")
 
 
 def warn_of_slow_dtype(target: Target) -> None:
-    """Say so where the processor is far slower in the target's dtype than in another.
+    """Say so where the processor is far slower in the target's dtype than in another."""
+    slow = slower_dtype(target)
+    if slow is not None:
+        _log.warning("%s", slow)
+
+
+def slower_dtype(target: Target) -> str | None:
+    """A sentence where the processor is far slower in the target's dtype than in another.
 
     Some have no product in half precision and put it together from single conversions.
     """
     if target.device.type != "cpu" or target.dtype not in (torch.bfloat16, torch.float16):
-        return
+        return None
     seconds = {dtype: product_seconds(dtype) for dtype in (target.dtype, *_CHOICES)}
     best = min(seconds, key=seconds.get)
     times = seconds[target.dtype] / seconds[best]
-    if times >= _HOPELESS:
-        _log.warning(
-            "%s products take %.0f times as long as those of %s on this processor: use dtype %s.",
-            _name(target.dtype),
-            times,
-            _name(best),
-            _name(best),
-        )
+    if times < _HOPELESS:
+        return None
+    return (
+        f"{_name(target.dtype)} products take {times:.0f} times as long as those of {_name(best)} "
+        f"on this processor: use dtype {_name(best)}."
+    )
 
 
 @torch.inference_mode()

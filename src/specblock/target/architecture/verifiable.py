@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from specblock.errors import ModelError
 from specblock.target.architecture.families import FAMILIES
@@ -88,18 +89,31 @@ def check_untested(target: Target) -> None:
         raise ModelError(f"{name} fails over a draft tree ({type(e).__name__}): {_ADVICE}.") from e
     finally:
         target.text = None
-    if not apart < _TOLERANCES.get(target.dtype, _HALF):
+    if not apart < most_distance(target.dtype):
         raise ModelError(
             f"{name} gives other predictions in a draft tree than in a plain text: {_ADVICE}."
         )
 
 
-@torch.inference_mode()
+def most_distance(dtype: torch.dtype) -> float:
+    """How far rounding takes logits apart in a dtype, in units of their spread, at most."""
+    return _TOLERANCES.get(dtype, _HALF)
+
+
 def distance_from_plain(target: Target) -> float:
     """How far logits in a tree are from plain ones, in units of their spread.
 
     The median over the nodes: a mixture of experts may round a single row to other experts. The
     target's sequence is lost.
+    """
+    return float(distances_from_plain(target, _PROMPT).median())
+
+
+@torch.inference_mode()
+def distances_from_plain(target: Target, prompt: Sequence[int]) -> Tensor:
+    """The same for every node of a small tree behind ``prompt``, float ``[nodes]``.
+
+    The target's sequence is lost.
     """
     count = len(_PARENTS)
     tokens = [3 + (5 * node) % min(13, target.vocab_size - 3) for node in range(count)]
@@ -109,15 +123,15 @@ def distance_from_plain(target: Target) -> float:
     depths = [len(path) - 1 for path in paths]
     integers = [torch.tensor(x, device=target.device) for x in (tokens, _PARENTS, depths)]
     zeros = torch.zeros(count, device=target.device)
-    target.reset(len(_PROMPT) + count)
-    target.prefill(torch.tensor(_PROMPT, device=target.device))
+    target.reset(len(prompt) + count)
+    target.prefill(torch.tensor(prompt, device=target.device))
     ours = target.verify(DraftTree(*integers, zeros, zeros, torch.zeros_like(integers[0]))).logits
     distances = []
     for path in paths[1:]:
-        text = torch.tensor([[*_PROMPT, *(tokens[node] for node in path)]], device=target.device)
+        text = torch.tensor([[*prompt, *(tokens[node] for node in path)]], device=target.device)
         places = torch.arange(text.shape[1], device=target.device)[None]
         with target.loan:
             output = target.model(input_ids=text, position_ids=places, use_cache=False)
         plain = output.logits[0, -1]
         distances.append((ours[path[-1]] - plain).abs().max() / plain.std())
-    return float(torch.stack(distances).median())
+    return torch.stack(distances)

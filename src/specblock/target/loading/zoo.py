@@ -22,7 +22,7 @@ from specblock.target.loading.sentences import first_sentence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DEFAULT_MODEL", "load_model", "load_tokenizer", "locate_model"]
+__all__ = ["DEFAULT_MODEL", "check_placement", "load_model", "load_tokenizer", "locate_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,12 @@ def load_model(
     torch_device = _device(device)
     folder = locate_model(str(name_or_path), cache_dir)
     return _load_folder(folder, str(name_or_path), torch_dtype, torch_device)
+
+
+def check_placement(dtype: str | torch.dtype, device: str | torch.device) -> None:
+    """Raise :class:`ModelError` for a dtype or a device that :func:`load_model` would refuse."""
+    _dtype(dtype)
+    _device(device)
 
 
 def locate_model(name: str, cache_dir: str | Path | None = None) -> Path:

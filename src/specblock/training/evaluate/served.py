@@ -179,7 +179,7 @@ def _compare_drafts(tally: _Tally, drafter: Drafter, served: Recorder, prompt: i
     # of a long prompt a drafter reads the end alone
     skipped = max(0, prompt - drafter.prompt_pairs)
     features = torch.cat(served.features)[skipped:]
-    said = _trained(drafter.model, features, served.tokens[skipped:])
+    said = trained_log_probs(drafter.model, features, served.tokens[skipped:])
     for pairs, tokens, log_probs in served.drafted:
         own = said[pairs - 1 - skipped]
         tally.distances += (log_probs - own[tokens]).abs().tolist()
@@ -191,7 +191,7 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
 
 
-def _trained(model: nn.Module, features: Tensor, tokens: list[int]) -> Tensor:
+def trained_log_probs(model: nn.Module, features: Tensor, tokens: list[int]) -> Tensor:
     """Log-probabilities ``[S, V]`` of the first drafted token behind every pair, by the training
     forward; tokens outside the draft vocabulary have none (-inf)."""
     kind = training_kind(model.config.drafter_type)
