@@ -15,7 +15,7 @@ def loaded():
     return load_model(DEFAULT_MODEL)
 
 
-@pytest.mark.parametrize("kind", ["", "-eagle3"])
+@pytest.mark.parametrize("kind", ["", pytest.param("-eagle3", marks=pytest.mark.slow)])
 def test_it_comes_out_clean(loaded, tmp_path, kind):
     shipped = shipped_drafter(DEFAULT_MODEL)
     folder = shipped.with_name(shipped.name + kind)

@@ -61,9 +61,9 @@ def test_openais_defaults_sample_and_a_seed_is_drawn(embedded):
 
 
 def test_several_choices_are_several_seeds(embedded):
-    found = chat(embedded, n=3, seed=11)
+    found = chat(embedded, n=3, seed=11, max_tokens=16)
     expected = [
-        embedded.speculator.generate(QUESTION, max_new_tokens=40, temperature=1.0, seed=seed)
+        embedded.speculator.generate(QUESTION, max_new_tokens=16, temperature=1.0, seed=seed)
         for seed in (11, 12, 13)
     ]
     assert [own["index"] for own in found["choices"]] == [0, 1, 2]
@@ -74,7 +74,7 @@ def test_several_choices_are_several_seeds(embedded):
     assert found["metrics"]["speculative_decoding"] is None
     stream = embedded.post(
         "/v1/chat/completions",
-        {"messages": QUESTION, "max_tokens": 40, "n": 3, "seed": 11, "stream": True},
+        {"messages": QUESTION, "max_tokens": 16, "n": 3, "seed": 11, "stream": True},
     )
     streamed = ["", "", ""]
     for own in events(stream.text):

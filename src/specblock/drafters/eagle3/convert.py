@@ -32,7 +32,7 @@ from specblock.drafters.published import check_request, read_published
 from specblock.drafters.vocabulary import check_vocabulary_map
 from specblock.errors import CheckpointError
 
-__all__ = ["convert_eagle3", "is_eagle3", "published_layers"]
+__all__ = ["convert_eagle3", "is_eagle3"]
 
 
 def is_eagle3(source: str | Path) -> bool:
@@ -82,7 +82,7 @@ def convert_eagle3(
         network["target_lm_head"] = True
     config = Eagle3Config(
         target_layers=target_layers,
-        feature_layers=feature_layers or published_layers(found, target_layers, weights),
+        feature_layers=feature_layers or _published_layers(found, target_layers, weights),
         tokenizer_fingerprint=tokenizer_fingerprint,
         target_name=target_name,
         **network,
@@ -94,7 +94,7 @@ def convert_eagle3(
     return config
 
 
-def published_layers(
+def _published_layers(
     found: dict[str, Any], target_layers: int, weights: PublishedWeights
 ) -> tuple[int, ...]:
     """The feature layers of a published folder as we count; raises as :func:`named_layers`."""
