@@ -97,6 +97,7 @@ class FakeSpeculator:
     accepted_length: float = 2.5
     gap: float = 5.0
     drafter: object | None = field(default_factory=object)
+    adaptation: None = None
     calls: list = field(default_factory=list)
     encoded: list = field(default_factory=list)
     alter: object | None = None  # changes a SpecBlock answer: (token_ids, finish) -> the same

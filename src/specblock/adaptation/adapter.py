@@ -23,6 +23,7 @@ from specblock.adaptation.deciding.watch import TauWatch
 from specblock.adaptation.feedback.buffer import FeedbackBuffer, stratum_of
 from specblock.adaptation.feedback.observer import FeedbackObserver, TargetReducer
 from specblock.adaptation.feedback.signals import CONTEXT, Signals
+from specblock.adaptation.gap_work import GapWork
 from specblock.adaptation.learning.arms import ARMS, COST_SHARES, ordinary_config, swap
 from specblock.adaptation.learning.learner import REVERTED, Attempt, Job, Learner
 from specblock.adaptation.learning.runners import make_runner
@@ -90,12 +91,11 @@ class Adaptation:
         self.last_swap: tuple[str, tuple[float, ...]] | None = None  # its arm and context
         self.reducer = TargetReducer(model.t2d, config.target_top)
         self._runner = make_runner(self.learner, config)
+        self.gaps = GapWork(self._runner, self.ledger)
         self._asked: tuple[str, tuple[float, ...]] | None = None  # the running one's
         self._saved = time.monotonic()
         if config.folder is not None and resume(self):
             swap(model, self.learner.live_weights())
-
-    # -- what the engine calls ------------------------------------------------------------------
 
     def observer(self, prompt: list[int]) -> FeedbackObserver:
         """Collects the feedback of one request (a prompt's token ids)."""
@@ -134,7 +134,15 @@ class Adaptation:
         if self.lock is not None:
             self.lock.release()
 
-    # -- rounds and requests --------------------------------------------------------------------
+    def rest(self) -> bool:
+        """Nobody waits: a small step of an update that runs in gaps; whether there is more."""
+        more = self.gaps.work()
+        self._collect()
+        return more
+
+    def came(self, gap: float, delays: list[float]) -> None:
+        """Requests ended a gap of so many seconds; each waited for the rest of a step."""
+        self.gaps.ended(gap, delays)
 
     def _round_done(self, tokens: int) -> None:
         """After every round: the only place where weights change while a request runs."""
@@ -147,7 +155,7 @@ class Adaptation:
         """Whether feedback is worth its collection: the bandit may soon spend it on an update."""
         if self.config.policy != "bandit":
             return self.config.policy != MEMORY
-        cheapest = min(self.costs.estimate().values())
+        cheapest = min(self.costs.estimate(self.gaps.price).values())
         return self.ledger.allowance >= self.config.collect_share * cheapest
 
     def _absorb(self, observer: FeedbackObserver, stats: GenerationStats) -> None:
@@ -170,8 +178,6 @@ class Adaptation:
         held_out = self.buffer.held_out(self.config.judge_records)
         return len(held_out) >= _LEAST_HELD_OUT and len(self.buffer) > len(held_out)
 
-    # -- deciding and updating ------------------------------------------------------------------
-
     def _decide(self) -> None:
         context = self.signals.context(self.config.horizon_tokens)
         arm = self._choose(context)
@@ -187,17 +193,15 @@ class Adaptation:
             return self.config.policy.removeprefix("always-")
         horizon = self.signals.horizon(self.config.horizon_tokens)
         scale = horizon * (self.signals.seconds_per_token.fast or 0.0) * self.signals.asked_share
-        asked = (context, scale, self.costs.estimate(), self.ledger.allowance)
+        asked = (context, scale, self.costs.estimate(self.gaps.price), self.ledger.allowance)
         decision = self.bandit.decide(*asked)
         self.journal.decided(*asked, decision)
         return decision.arm
 
     def _job(self, arm: str) -> Job:
         config, seed = self.config, mixed_seed(self.config.seed, 1 + self.journal.attempts)
-        batches = [
-            self.buffer.draw(config.sequences, mixed_seed(seed, step))
-            for step in range(config.steps)
-        ]
+        draws = (mixed_seed(seed, step) for step in range(config.steps))
+        batches = [self.buffer.draw(config.sequences, draw) for draw in draws]
         return Job(arm, batches, self.buffer.held_out(config.judge_records), seed)
 
     def _collect(self) -> None:
@@ -211,7 +215,7 @@ class Adaptation:
 
     def _integrate(self, attempt: Attempt, arm: str, context: tuple[float, ...]) -> None:
         """Account for an attempt and, if it says so, change the weights."""
-        self.ledger.pay(attempt.seconds)
+        self.gaps.pay(attempt.seconds)
         self.costs.observe(arm, attempt.seconds)
         self.bandit.learn(arm, context, attempt.gain)
         self.journal.learned(arm, context, attempt.gain)
@@ -256,8 +260,6 @@ class Adaptation:
         self.last_swap = None
         _log.warning("adaptation: the accepted length fell by %.0f %%: rolled back", 100 * lost)
 
-    # -- state ----------------------------------------------------------------------------------
-
     def _save_sometimes(self) -> None:
         waited = time.monotonic() - self._saved
         if self._asked is None and waited >= self.config.save_every_seconds:
@@ -279,7 +281,8 @@ class Adaptation:
         return {
             **self.journal.summary(self.costs.estimate()),
             "decoded_seconds": self.ledger.decoded,
-            "update_seconds": self.ledger.spent,
+            "update_seconds": self.ledger.machine,
+            "delay_seconds": self.ledger.spent,
             "saved_seconds": self.ledger.saved,
             "gain": self.total_gain,
             "accepted_length": self.signals.tau.fast,

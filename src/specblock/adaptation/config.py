@@ -14,7 +14,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 MEMORY = "memory"  # the policy that updates no weights
-BETWEEN_REQUESTS, THREAD, PROCESS = "between-requests", "thread", "process"  # where updates run
+# where updates run
+IDLE, BETWEEN_REQUESTS, THREAD, PROCESS = "idle", "between-requests", "thread", "process"
 
 
 class AdaptationConfig(StrictConfig):
@@ -22,8 +23,9 @@ class AdaptationConfig(StrictConfig):
 
     ``folder`` keeps the state and is resumed from; without one nothing outlasts the process.
     ``policy``: the bandit, or for comparison always the same arm, or the memory of answers alone.
-    ``where`` updates run: between requests, in a thread, or in a process of ``process_threads``
-    threads, for machines with cores to spare. Times are wall-clock seconds.
+    ``where`` updates run: in small steps in the gaps between requests (``"idle"``, what programs
+    that serve choose), at once between requests, in a thread, or in a process of
+    ``process_threads`` threads, for machines with cores to spare. Times are wall-clock seconds.
     """
 
     folder: Path | None = None
@@ -31,7 +33,7 @@ class AdaptationConfig(StrictConfig):
         "bandit"
     )
     seed: Annotated[int, Field(ge=0)] = 0
-    where: Literal["between-requests", "thread", "process"] = "between-requests"
+    where: Literal["idle", "between-requests", "thread", "process"] = "between-requests"
     process_threads: Count = 1
     duty: Share = 0.5  # most seconds of updates for a second of decoding
     save_every_seconds: Annotated[float, Field(ge=0)] = 60.0
@@ -69,3 +71,9 @@ class AdaptationConfig(StrictConfig):
     exploration_share: Annotated[float, Field(ge=0, le=1)] = 0.005  # of the decoding seconds
     first_update_seconds: Positive = 3.0  # what updating the heads is taken to cost at first
     discount: Share = 0.99  # what a decision leaves of the weight of earlier experience
+
+    @property
+    def step_records(self) -> int | None:
+        """Most records of one step of an update, for whose rest a request waits; None: as many as
+        are quickest."""
+        return 1 if self.where == IDLE else None

@@ -72,6 +72,13 @@ class Remembering:
         if time.monotonic() - self._saved >= self.config.save_every_seconds:
             self.save()
 
+    def rest(self) -> bool:
+        """There is nothing to learn in a gap."""
+        return False
+
+    def came(self, gap: float, delays: list[float]) -> None:
+        """And so nobody waits."""
+
     def close(self) -> None:
         """Save; the folder is others' then."""
         self.save()
@@ -108,6 +115,7 @@ class Remembering:
             "skips": 0,
             "decoded_seconds": self._decoded,
             "update_seconds": 0.0,
+            "delay_seconds": 0.0,
             "saved_seconds": 0.0,
             "accepted_length": None,
             "adapted": False,

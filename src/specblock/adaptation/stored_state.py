@@ -77,6 +77,7 @@ class AdaptationStatus(Stored):
     saved_seconds: float
     accepted_length: float | None
     memory_tokens: int = 0
+    delay_seconds: float | None = None  # those of before there were gaps lack it
 
 
 def check_identity(path: Path, mine: Mapping[str, Any], values: Any) -> None:

@@ -62,13 +62,14 @@ def open_speculator(
     budget: str = "measured",
     adapt: Path | None = None,
     adapt_memory: float | None = None,
+    where: str = "between-requests",
     on_step: Callable[[str], None] | None = None,
 ) -> Speculator:
     """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that
     ships, or ``lookup``.
 
     ``adapt``: folder of an adaptation to go on with; ``adapt_memory``: MiB of answers that it
-    remembers, None for its default.
+    remembers, None for its default; ``where`` its updates run.
     """
     import specblock
 
@@ -77,7 +78,7 @@ def open_speculator(
         from specblock.adaptation.config import AdaptationConfig
 
         memory = {} if adapt_memory is None else {"memory_mib": adapt_memory}
-        more["adapt"] = AdaptationConfig(folder=adapt, **memory)
+        more["adapt"] = AdaptationConfig(folder=adapt, where=where, **memory)
 
     return specblock.load(
         model,

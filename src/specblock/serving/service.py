@@ -44,7 +44,7 @@ class Service:
             Metrics(speculator.engine), None if adaptation is None else adaptation.status
         )
         self.stopping = False
-        self._worker = Worker(speculator.engine, self.watch)
+        self._worker = Worker(speculator.engine, self.watch, adaptation)
         self._preparation = Preparation(speculator, config)
         # one thread: tokenizers and grammars are not made for several, and clients take turns
         self._preparing = ThreadPoolExecutor(1, "specblock-prepare")

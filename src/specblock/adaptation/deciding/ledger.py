@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class Ledger:
-    """Seconds spent on updates against seconds of decoding saved.
+    """Seconds that updates cost decoding against seconds of decoding that they saved.
+
+    ``machine`` counts the seconds that updates computed, whoever waited for them or not.
 
     Updates may cost ``exploration_seconds``, and ``exploration_share`` of the decoding so far, and
     what updates have saved; no more. So whatever the bandit believes, a stream on which nothing
@@ -19,6 +21,7 @@ class Ledger:
     decoded: float = 0.0
     spent: float = 0.0
     saved: float = 0.0
+    machine: float = 0.0
 
     def decode(self, seconds: float, gain: float) -> None:
         """A request of so many seconds, of which the weights in use saved the share ``gain``.
@@ -29,8 +32,11 @@ class Ledger:
         gain = min(gain, 0.9)
         self.saved += seconds * gain / (1.0 - gain)
 
-    def pay(self, seconds: float) -> None:
+    def pay(self, seconds: float, machine: float | None = None) -> None:
+        """Requests waited so many seconds for an update that computed ``machine``: as many, unless
+        it is given."""
         self.spent += seconds
+        self.machine += seconds if machine is None else machine
 
     @property
     def budget(self) -> float:
@@ -48,10 +54,11 @@ class Ledger:
         return self.saved - self.spent
 
     def to_dict(self) -> dict[str, float]:
-        return {name: asdict(self)[name] for name in ("decoded", "spent", "saved")}
+        return {name: asdict(self)[name] for name in ("decoded", "spent", "saved", "machine")}
 
     def restore(self, state: dict[str, float]) -> None:
         self.decoded, self.spent, self.saved = state["decoded"], state["spent"], state["saved"]
+        self.machine = state.get("machine", self.spent)  # of states before there was another price
 
 
 class UpdateCosts:
@@ -71,8 +78,9 @@ class UpdateCosts:
         old = self.measured.get(arm, seconds)
         self.measured[arm] = self._KEEP * old + (1 - self._KEEP) * seconds
 
-    def estimate(self) -> dict[str, float]:
-        """Seconds by arm."""
+    def estimate(self, price: float = 1.0) -> dict[str, float]:
+        """Seconds by arm, times ``price``."""
         known = [self.measured[arm] / self.shares[arm] for arm in self.measured]
         unit = sum(known) / len(known) if known else self.first
-        return {arm: self.measured.get(arm, unit * share) for arm, share in self.shares.items()}
+        shares = self.shares.items()
+        return {arm: price * self.measured.get(arm, unit * share) for arm, share in shares}

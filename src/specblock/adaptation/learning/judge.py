@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from specblock.adaptation.feedback.buffer import Record
+from specblock.adaptation.learning.steps import Steps, drained
 from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
 from specblock.training.evaluate.evaluator import make_batch
 from specblock.training.objectives.head_loss import head_loss
@@ -23,6 +24,7 @@ from specblock.training.objectives.noise import mixed_seed
 from specblock.training.objectives.specblock_forward import run_block, run_trunk
 
 WIDTH = 3
+_TOGETHER = 8  # records of a forward, where nobody waits for it
 _PRIOR_GAIN = 0.05  # standard deviation of true gains: what a noisy measurement is shrunk by
 
 
@@ -58,18 +60,30 @@ def compare(candidate: Tensor, reference: Tensor) -> Comparison:
     return Comparison(candidate.mean().item() / base, spread / base)
 
 
-@torch.no_grad()
 def accepted_lengths(
-    model: SpecBlockModel, records: list[Record], positions: int, seed: int, batch_records: int = 8
+    model: SpecBlockModel, records: list[Record], positions: int, seed: int
 ) -> Tensor:
     """Proxy of the accepted length of every record, float64 [R]."""
-    found = []
+    return drained(judging(model, records, positions, seed))
+
+
+def judging(
+    model: SpecBlockModel,
+    records: list[Record],
+    positions: int,
+    seed: int,
+    batch_records: int | None = None,
+) -> Steps[Tensor]:
+    """:func:`accepted_lengths` in steps of ``batch_records`` records."""
+    found, batch_records = [], batch_records or _TOGETHER
     for first in range(0, len(records), batch_records):
         part = records[first : first + batch_records]
         found.append(_accepted(model, part, positions, mixed_seed(seed, first)))
+        yield
     return torch.cat(found)
 
 
+@torch.no_grad()
 def _accepted(model: SpecBlockModel, records: list[Record], positions: int, seed: int) -> Tensor:
     device, slots = model.norm.weight.device, model.config.block_size
     sequences = [record.sequence for record in records]

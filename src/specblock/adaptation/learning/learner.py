@@ -22,7 +22,8 @@ from specblock.adaptation.learning.arms import (
     trainable,
     weights_of,
 )
-from specblock.adaptation.learning.judge import accepted_lengths, compare
+from specblock.adaptation.learning.judge import compare, judging
+from specblock.adaptation.learning.steps import Steps, Stopwatch, drained
 from specblock.drafters.specblock.model import SpecBlockModel
 from specblock.training.evaluate.evaluator import TrainingLoss, make_batch
 from specblock.training.objectives.noise import mixed_seed
@@ -117,22 +118,26 @@ class Learner:
 
     def attempt(self, job: Job) -> Attempt:
         """Train, judge, and say what to use; ``current`` changes only with :meth:`adopt`."""
-        began = time.perf_counter()
+        return drained(self.attempting(job))
+
+    def attempting(self, job: Job) -> Steps[Attempt]:
+        """:meth:`attempt` in steps of ``config.step_records`` records; one at a time."""
+        watch = Stopwatch()
         put_weights(self.master, self.current)
-        before = self._judge(job)
-        finite = self._train(job, began)
+        before = yield from watch.beside(self._judge(job))
+        finite = yield from watch.beside(self._train(job, watch))
         trained = weights_of(self.master)
         if not finite or not all(bool(t.isfinite().all()) for t in trained.values()):
             self.optimisers[job.arm] = self._optimiser(job.arm)  # its moments are spoilt
-            return Attempt(job.arm, NOT_FINITE, 0.0, None, time.perf_counter() - began)
-        after = self._judge(job)
+            return Attempt(job.arm, NOT_FINITE, 0.0, None, watch.seconds)
+        after = yield from watch.beside(self._judge(job))
         at_origin = self.current is self.original
         if at_origin:
             origin = before
         else:
             put_weights(self.master, self.original)
-            origin = self._judge(job)
-        return self._verdict(job, trained, (before, after, origin), at_origin, began)
+            origin = yield from watch.beside(self._judge(job))
+        return self._verdict(job, trained, (before, after, origin), at_origin, watch.seconds)
 
     def _verdict(
         self,
@@ -140,7 +145,7 @@ class Learner:
         trained: Weights,
         judged: tuple[Tensor, Tensor, Tensor],
         at_origin: bool,
-        began: float,
+        seconds: float,
     ) -> Attempt:
         before, after, origin = judged
         z = self.config.accept_z
@@ -164,41 +169,53 @@ class Learner:
         # what is not used gains nothing: its arm is charged with its cost alone
         gain = found.gain if better else 0.0
         total = 0.0 if stays else compare(chosen, origin).gain
-        seconds = time.perf_counter() - began
         return Attempt(job.arm, outcome, gain, total, seconds, weights, details)
 
-    def _judge(self, job: Job) -> Tensor:
-        return accepted_lengths(self.master, job.held_out, self.config.judge_positions, job.seed)
+    def _judge(self, job: Job) -> Steps[Tensor]:
+        positions, most = self.config.judge_positions, self.config.step_records
+        return judging(self.master, job.held_out, positions, job.seed, most)
 
-    def _train(self, job: Job, began: float) -> bool:
+    def _train(self, job: Job, watch: Stopwatch) -> Steps[bool]:
         """Gradient steps on the master; False as soon as a loss or gradient is not finite."""
         parameters = trainable(self.master, job.arm)
         for parameter in self.master.parameters():
             parameter.requires_grad_(False)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        optimiser, device = self.optimisers[job.arm], self.master.norm.weight.device
+        optimiser = self.optimisers[job.arm]
         self.master.train()
         for number, records in enumerate(job.batches):
-            if number and time.perf_counter() - began > self.config.max_update_seconds:
+            if number and watch.seconds > self.config.max_update_seconds:
                 break
-            batch = make_batch(
-                [record.sequence for record in records],
-                list(range(len(records))),
-                self._loss.objective.pad_rows,
-            )
-            batch = replace(batch.to(device), features=batch.features.to(device).float())
-            loss, _ = self._loss(batch, mixed_seed(job.seed, number))
-            if loss.requires_grad:
-                loss.backward()
+            total, most = 0.0, self.config.step_records or len(records)
+            for first in range(0, len(records), most):
+                part = records[first : first + most]
+                seed = mixed_seed(job.seed, number) + first
+                total += self._add_gradients(part, len(part) / len(records), seed)
+                yield
             norm = nn.utils.clip_grad_norm_(parameters.values(), self.config.clip)
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            if not (math.isfinite(total) and math.isfinite(norm.item())):
                 optimiser.zero_grad(set_to_none=True)
                 return False
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.master.eval()
         return True
+
+    def _add_gradients(self, records: list[Record], share: float, seed: int) -> float:
+        """Those of ``share`` times the loss on ``records``; that loss."""
+        batch = make_batch(
+            [record.sequence for record in records],
+            list(range(len(records))),
+            self._loss.objective.pad_rows,
+        )
+        device = self.master.norm.weight.device
+        batch = replace(batch.to(device), features=batch.features.to(device).float())
+        loss, _ = self._loss(batch, seed)
+        loss = share * loss
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
 
     def adopt(self, weights: Weights) -> None:
         """These decode from now on."""

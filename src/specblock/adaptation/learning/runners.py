@@ -1,4 +1,4 @@
-"""Where updates run: between requests, in a thread, or in a process of their own.
+"""Where updates run: in gaps, between requests, in a thread, or in a process of their own.
 
 An attempt is given all it needs and touches nothing that decoding uses. Whatever becomes of it, an
 :class:`Attempt` comes back: what is raised, or a process that dies, is a failed one.
@@ -14,7 +14,13 @@ from dataclasses import replace
 from multiprocessing import get_context
 from typing import Protocol
 
-from specblock.adaptation.config import BETWEEN_REQUESTS, PROCESS, THREAD, AdaptationConfig
+from specblock.adaptation.config import (
+    BETWEEN_REQUESTS,
+    IDLE,
+    PROCESS,
+    THREAD,
+    AdaptationConfig,
+)
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.learning import process
 from specblock.adaptation.learning.learner import (
@@ -25,6 +31,7 @@ from specblock.adaptation.learning.learner import (
     contained_attempt,
     failed,
 )
+from specblock.adaptation.learning.steps import Steps
 
 _LONGEST_REST = 60.0  # seconds
 
@@ -58,6 +65,45 @@ class BetweenRequests:
 
     def close(self) -> None:
         pass  # nothing runs
+
+
+class InGaps:
+    """An attempt goes on by a step whenever :meth:`work` is called."""
+
+    def __init__(self, learner: Learner, config: AdaptationConfig):
+        self.learner = learner
+        self._job: Job | None = None
+        self._steps: Steps[Attempt] | None = None
+        self._done: Attempt | None = None
+
+    def start(self, job: Job) -> None:
+        self._job, self._steps = job, self.learner.attempting(job)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an attempt is under way."""
+        return self._steps is not None
+
+    def work(self) -> bool:
+        """A step of the attempt; whether it is under way then."""
+        began = time.perf_counter()
+        with Contained(f"the {self._job.arm} update") as contained:
+            try:
+                next(self._steps)
+            except StopIteration as end:
+                self._done, self._steps = end.value, None
+        if contained.error is not None:
+            seconds = time.perf_counter() - began
+            self._done, self._steps = failed(self._job, contained.error, seconds), None
+        return self.busy
+
+    def take(self) -> Attempt | None:
+        done, self._done = self._done, None
+        return done
+
+    def close(self) -> None:
+        """What is not over is given up: nobody waits for it."""
+        self._steps = None
 
 
 class InThread:
@@ -141,5 +187,10 @@ def at_leisure(learner: Learner, job: Job, duty: float) -> Attempt:
 
 def make_runner(learner: Learner, config: AdaptationConfig) -> Runner:
     """The runner that ``config.where`` names."""
-    kinds = {BETWEEN_REQUESTS: BetweenRequests, THREAD: InThread, PROCESS: InProcess}
+    kinds = {
+        IDLE: InGaps,
+        BETWEEN_REQUESTS: BetweenRequests,
+        THREAD: InThread,
+        PROCESS: InProcess,
+    }
     return kinds[config.where](learner, config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from specblock.cli import options
+from specblock.cli.decoding.meanwhile import Meanwhile
 from specblock.cli.support import open_speculator, verb
 from specblock.config import GenerationConfig
 from specblock.errors import SpecBlockError
@@ -56,7 +57,9 @@ def chat(
         presence_penalty=presence_penalty,
         seed=seed,
     )
-    speculator = open_speculator(model, drafter, dtype, device, threads, exact=exact, adapt=adapt)
+    speculator = open_speculator(
+        model, drafter, dtype, device, threads, exact=exact, adapt=adapt, where="idle"
+    )
     try:
         Conversation(speculator, config, system).run()
     finally:
@@ -93,7 +96,8 @@ class Conversation:
     def _read(self) -> str | None:
         """The next line; None at the end of the input."""
         try:
-            return input("> " if self.at_terminal else "")
+            with Meanwhile(self.speculator.adaptation):
+                return input("> " if self.at_terminal else "")
         except EOFError:
             return None
         except UnicodeDecodeError:

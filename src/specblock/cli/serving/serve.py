@@ -53,7 +53,15 @@ def serve(
     )  # fmt: skip
     keys = Keys(api_key_file)
     speculator = open_speculator(
-        model, drafter, dtype, device, threads, exact=exact, adapt=adapt, adapt_memory=adapt_memory
+        model,
+        drafter,
+        dtype,
+        device,
+        threads,
+        exact=exact,
+        adapt=adapt,
+        adapt_memory=adapt_memory,
+        where="idle",
     )
     if memory is not None:
         speculator.target.texts.most_bytes = int(memory * 2**20)

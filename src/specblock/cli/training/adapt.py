@@ -48,10 +48,11 @@ def _show(found: dict[str, Any]) -> None:
         table.add_row(arm, str(row["pulls"]), str(row["swaps"]), gain, *spent, *counts)
     out = console()
     out.print(table)
-    saved = found["saved_seconds"] - found["update_seconds"]
+    delay = found.get("delay_seconds", found["update_seconds"])
     out.print(
         f"{figure(found['decoded_seconds'])} s decoded, {figure(found['update_seconds'])} s spent "
-        f"on updates, balance {saved:+.1f} s; accepted length "
+        f"on updates, which held up requests for {figure(delay)} s; "
+        f"balance {found['saved_seconds'] - delay:+.1f} s; accepted length "
         f"{figure(found['accepted_length'], 2)}; {found['skips']} times skipped.",
         highlight=False,
     )

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from threading import Condition, Thread
+from typing import Protocol
 
 from specblock.engine.engine import Engine, Handle
 from specblock.own import Own
@@ -20,15 +21,27 @@ Deliver = Callable[[list[Piece], bool, Exception | None], None]
 _log = logging.getLogger("specblock")
 
 
+class Learner(Protocol):
+    """What an adaptation is to the thread that computes."""
+
+    def rest(self) -> bool:
+        """Nobody waits: a small step of learning. Whether there is more to do."""
+
+    def came(self, gap: float, delays: list[float]) -> None:
+        """Requests ended a gap of so many seconds; each waited for the rest of a step."""
+
+
 class Worker:
     """Computes what is asked of ``engine`` and hands out its pieces.
 
     Args:
         watch: is told what was computed.
+        learner: learns in the gaps between requests.
     """
 
-    def __init__(self, engine: Engine, watch: Watch):
-        self._engine, self._watch = engine, watch
+    def __init__(self, engine: Engine, watch: Watch, learner: Learner | None = None):
+        self._engine, self._watch, self._learner = engine, watch, learner
+        self._arrived: list[float] = []  # when, of those that came in the gap at hand
         self._wake = Condition()  # of what follows
         self._readers: dict[ServedAnswer, tuple[Handle[Piece], Deliver]] = {}
         self._leaving: list[ServedAnswer] = []
@@ -63,6 +76,7 @@ class Worker:
         with self._wake:
             for answer in answers:
                 self._watch.asked(answer)
+            self._arrived += [time.perf_counter()] * len(answers)
             self._readers |= dict(zip(answers, zip(handles, deliver, strict=True), strict=True))
             self._wake.notify()
 
@@ -86,17 +100,28 @@ class Worker:
                 _log.error("handing out failed", exc_info=own.error)
 
     def _await_work(self) -> bool:
-        """Sleep until there is something to compute; False when it is over."""
+        """Learn or sleep until there is something to compute; False when it is over."""
+        began, rests = time.perf_counter(), False
+        more = self._learner is not None
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopping or self._leaving or self._readers)
+                self._wake.wait_for(
+                    lambda: self._stopping or self._leaving or self._readers,
+                    timeout=0 if more else None,
+                )
                 leaving, self._leaving = self._leaving, []
+                arrived, self._arrived = self._arrived, []
             for answer in leaving:
                 self._leave(answer)
             if self._stopping:
                 return False
             if self._readers:
+                if rests and self._learner is not None:
+                    now = time.perf_counter()
+                    self._learner.came(now - began, [now - each for each in arrived])
                 return True
+            rests = True
+            more = self._learner is not None and self._learner.rest()
 
     def _leave(self, answer: ServedAnswer) -> None:
         with self._wake:

@@ -1,0 +1,52 @@
+"""Updates in the gaps between requests: their steps, and what they cost those who come."""
+
+from __future__ import annotations
+
+import time
+
+from specblock.adaptation.deciding.gaps import Gaps
+from specblock.adaptation.deciding.ledger import Ledger
+from specblock.adaptation.learning.runners import InGaps, Runner
+
+__all__ = ["GapWork"]
+
+_FIRST_STEP_SECONDS = 0.1  # of a step, until one was measured
+
+
+class GapWork:
+    """Lets ``runner`` work where it is one that works in gaps, and enters it in ``ledger``."""
+
+    def __init__(self, runner: Runner, ledger: Ledger):
+        self._runner = runner if isinstance(runner, InGaps) else None
+        self._ledger, self._gaps = ledger, Gaps()
+
+    @property
+    def used(self) -> bool:
+        """Whether updates run in gaps."""
+        return self._runner is not None
+
+    @property
+    def price(self) -> float:
+        """Seconds that requests wait for a second of an update."""
+        return self._gaps.price(_FIRST_STEP_SECONDS) if self.used else 1.0
+
+    def work(self) -> bool:
+        """A step, if an update is under way; whether one is then."""
+        if self._runner is None or not self._runner.busy:
+            return False
+        began = time.perf_counter()
+        more = self._runner.work()
+        seconds = time.perf_counter() - began
+        self._gaps.worked(seconds)
+        self._ledger.pay(0.0, machine=seconds)
+        return more
+
+    def pay(self, seconds: float) -> None:
+        """An update took so long; of one in gaps every step and every delay has been paid."""
+        if not self.used:
+            self._ledger.pay(seconds)
+
+    def ended(self, gap: float, delays: list[float]) -> None:
+        """A gap of so many seconds is over for requests that waited for so long each."""
+        self._gaps.ended(gap, len(delays))
+        self._ledger.pay(sum(delays), machine=0.0)

@@ -1,0 +1,75 @@
+"""The thread that computes learns while nobody waits."""
+
+import time
+from threading import Event
+from types import SimpleNamespace
+
+from specblock.serving.decoding.worker import Worker
+
+
+class Learner:
+    """Has ``steps`` steps of 50 ms to do."""
+
+    def __init__(self, steps):
+        self.left, self.told, self.begun = steps, [], Event()
+
+    def rest(self):
+        if self.left:
+            self.begun.set()
+            time.sleep(0.05)
+            self.left -= 1
+        return bool(self.left)
+
+    def came(self, gap, delays):
+        self.told.append((gap, delays))
+
+
+class OneStepEngine:
+    """Every request is answered by the next step."""
+
+    def __init__(self):
+        self.open = []
+
+    def add(self, answer):
+        handle = SimpleNamespace(over=False, cancel=lambda: None)
+        handle.ready = lambda: ([], handle.over)
+        self.open.append(handle)
+        return handle
+
+    def advance(self):
+        for handle in self.open:
+            handle.over = True
+
+
+def nothing(*_arguments, **_named):
+    pass
+
+
+def test_a_request_waits_for_the_rest_of_a_step_and_no_longer():
+    learner, over = Learner(1000), Event()
+    watch = SimpleNamespace(asked=nothing, progressed=nothing, left=nothing, stepped=nothing)
+    worker = Worker(OneStepEngine(), watch, learner)
+    worker.start()
+    assert learner.begun.wait(10)
+    worker.ask(["an answer"], [lambda pieces, ended, error: over.set()])
+    assert over.wait(10)
+    (gap, delays), *_ = learner.told
+    assert len(delays) == 1
+    assert 0 <= delays[0] < 0.5 < 10 > gap
+    done = 1000 - learner.left
+    time.sleep(0.3)
+    assert 1000 - learner.left > done, "it goes on when all are answered"
+    assert worker.stop(5)
+
+
+def test_a_thread_with_nothing_to_learn_sleeps():
+    learner = Learner(1)
+    watch = SimpleNamespace(asked=nothing, progressed=nothing, left=nothing, stepped=nothing)
+    worker = Worker(OneStepEngine(), watch, learner)
+    calls, rest = [], learner.rest
+    learner.rest = lambda: calls.append(1) or rest()
+    worker.start()
+    assert learner.begun.wait(10)
+    time.sleep(0.3)
+    assert len(calls) <= 2
+    assert worker.stop(5)
