@@ -15,7 +15,7 @@ from specblock.tree.budgeting.cost import CostTable
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "docs/results/own-prompts-float32.json"
-DOCUMENTS = [ROOT / name for name in ("docs/benchmarks.md", "docs/adaptation.md", "README.md")]
+DOCUMENTS = [ROOT / name for name in ("docs/benchmarks.md", "docs/adaptation.md")]
 STREAM = ROOT / "docs/results/adaptation-poisoned-full-float32.json"
 MARK = "<!-- specblock report"
 
@@ -23,9 +23,7 @@ MARK = "<!-- specblock report"
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_agree_with_their_results(path):
     text = path.read_text(encoding="utf-8")
-    if MARK not in text:
-        assert path.name != "benchmarks.md", "the results have to be somewhere"
-        pytest.skip("nothing in it is generated")
+    assert MARK in text, "the results have to be somewhere"
     assert regenerate(text, path.parent) == text, f"run `specblock report --update {path}`"
 
 
