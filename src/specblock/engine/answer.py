@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,12 +88,12 @@ class Answer(Request[Chunk]):
         """Take a seat and begin the sequence."""
         if self._adaptation is not None:
             self._observer = self._adaptation.observer(self.prompt)
-        if self._seats is not None:
-            self._seat = self._seats.take()
-        return Sequence(
-            target, self._seat, self.prompt, self._params, self.room, self._stats, self._observer,
-            told=self.drawn,
-        )  # fmt: skip
+        with nullcontext(self._seat) if self._seats is None else self._seats.seated() as seat:
+            self._seat = seat
+            return Sequence(
+                target, seat, self.prompt, self._params, self.room, self._stats, self._observer,
+                told=self.drawn,
+            )  # fmt: skip
 
     def drawn(
         self, tree: DraftTree | None, logits: Tensor, path: list[int], tokens: list[int]

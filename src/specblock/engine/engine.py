@@ -71,13 +71,21 @@ class Handle(Generic[T]):
 
     def __next__(self) -> T:
         while True:
-            with self._engine.lock:
-                if self._request.pieces:
-                    return self._request.pieces.popleft()
-                self._raise_error()
-                if self._request.ended:
-                    raise StopIteration
+            found, over = self._taken()
+            if found:
+                return found[0]
+            if over:
+                raise StopIteration
             self._engine.advance(self._request)
+
+    def _taken(self) -> tuple[list[T], bool]:
+        """The next piece, if it has come, or that there are no more; raises what ended the request
+        once all are taken."""
+        with self._engine.lock:
+            if self._request.pieces:
+                return [self._request.pieces.popleft()], False
+            self._raise_error()
+            return [], self._request.ended
 
     def ready(self) -> tuple[list[T], bool]:
         """The pieces that have come since, and whether they are the last; computes nothing.
@@ -98,13 +106,24 @@ class Handle(Generic[T]):
             raise error
 
     async def __aiter__(self) -> AsyncIterator[T]:
-        nothing = object()
-        while (piece := await asyncio.to_thread(next, self, nothing)) is not nothing:
-            yield piece
+        # pieces are taken here, not in the thread: a reader that is cut off loses none
+        while True:
+            found, over = self._taken()
+            if found:
+                yield found[0]
+            elif over:
+                return
+            else:
+                await asyncio.to_thread(self._engine.advance, self._request)
 
     def cancel(self) -> None:
-        """Nothing more is wanted; what the request held is given back."""
+        """Nothing more is wanted; what the request held is given back. A handle that is forgotten
+        is cancelled."""
         self._engine.cancel(self._request)
+
+    def __del__(self) -> None:
+        if not self._request.ended:
+            self.cancel()
 
     def until_closed(self, stack: ExitStack) -> Self:
         """The handle itself, cancelled when ``stack`` is closed."""
@@ -195,12 +214,14 @@ class Engine:
 
     def advance(self, request: Request | None = None) -> None:
         """Compute a step, unless another thread just did one that brought ``request`` further."""
-        with self._stepping:
-            with self.lock:
-                served = request and (request.pieces or request.ended or request.error)
-            if not served:
-                self.step()
-        self._dismiss()
+        try:
+            with self._stepping:
+                with self.lock:
+                    served = request and (request.pieces or request.ended or request.error)
+                if not served:
+                    self.step()
+        finally:
+            self._dismiss()
 
     def step(self) -> None:
         """One round of every text; called by one thread at a time."""
@@ -212,13 +233,13 @@ class Engine:
             self.steps += 1
             try:
                 found = step(self.target, [request.sequence for request in running])
+                for request, tokens in zip(running, found, strict=True):
+                    self._hand_out(request, tokens)
             except BaseException as error:
-                # the forward was cut off: no text's cache is to be trusted
-                for request in running:
+                # it was cut off: no text's cache is to be trusted, nor is its text whole
+                for request in list(self._running):
                     self._end(request, complete=False, error=_of_others(error))
                 raise
-            for request, tokens in zip(running, found, strict=True):
-                self._hand_out(request, tokens)
 
     def _admit(self) -> None:
         while True:
@@ -228,9 +249,13 @@ class Engine:
                 if self._running and not self.target.texts.fits(self._positions(self._waiting[0])):
                     return
                 request = self._waiting.popleft()
-            with Own() as own:
-                self._check_size(request)  # nothing may have been known when it was taken
-                request.sequence = request.begin(self.target)
+            try:
+                with Own() as own:
+                    self._check_size(request)  # nothing may have been known when it was taken
+                    request.sequence = request.begin(self.target)
+            except BaseException as error:
+                request.error, request.ended = _of_others(error), True
+                raise
             with self.lock:
                 if own.error is None:
                     self._running.append(request)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 from specblock.engine.sequence import Seat
@@ -26,6 +28,16 @@ class Seats:
         """A seat for a text."""
         with self._lock:
             return self._free.pop() if self._free else self._first.another()
+
+    @contextmanager
+    def seated(self) -> Iterator[Seat]:
+        """A seat, which is kept unless what is begun with it raises."""
+        seat = self.take()
+        try:
+            yield seat
+        except BaseException:
+            self.give_back(seat)
+            raise
 
     def give_back(self, seat: Seat, *, sound: bool = True) -> None:
         """The text has ended. An unsound seat, whose drafter failed, is not lent again."""

@@ -37,7 +37,7 @@ from specblock.target.packed import part_by_part
 
 NAME, _TRIAL = "specblock_invariant", "specblock_trial"
 _BLOCKS = (256, 64)  # positions; the longest that the processor allows
-_MAX_ROWS = 128  # more rows are a prompt's, which no two ways of decoding read differently
+_MAX_ROWS = 128  # computed at a time; a prompt's are more, and may come in any pieces
 _MIN_ROWS, _MIN_KEYS, _MIN_WIDTH = 16, 32, 32
 
 
@@ -55,13 +55,12 @@ def invariant_attention(
 
     The last n keys are the rows' own. ``value [1, kv_heads, t, e]`` of an exact cache ends in ones,
     and says so; to others they are added. ``attention_mask`` is additive ``[1, 1, n, t]``, or None
-    for one row that sees all. Prompts, batches and other masks go to :func:`grouped_sdpa`.
+    for one row that sees all. Batches and other masks go to :func:`grouped_sdpa`.
     Returns ``[1, n, heads, e]``, the ones not counted, and no weights.
     """
-    batch, heads, rows, dim = query.shape
+    batch, _, rows, dim = query.shape
     ones = getattr(value, "kept_exact", False)
-    few = batch == 1 and rows <= _MAX_ROWS
-    if not few or not _adds(attention_mask, rows) or is_special(dropout, kwargs):
+    if batch > 1 or not _adds(attention_mask, rows) or is_special(dropout, kwargs):
         key, value = key.to(query.dtype), (value[..., :-1] if ones else value).to(query.dtype)
         return grouped_sdpa(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -71,14 +70,27 @@ def invariant_attention(
         values = F.pad(values, (0, 1), value=1.0)
     mask = None if attention_mask is None else attention_mask[0, 0, :, : keys.shape[1]]
     scale = dim**-0.5 if scaling is None else scaling
-    weights = _weights(query[0], keys, mask, scale)
+    mixed = []
+    for first in range(0, rows, _MAX_ROWS):
+        last = min(first + _MAX_ROWS, rows)
+        seen = keys.shape[1] - rows + last  # no row sees a later one
+        part = None if mask is None else mask[first:last, :seen]
+        mixed.append(_mixed(query[0, :, first:last], keys[:, :seen], values[:, :seen], part, scale))
+    return torch.cat(mixed)[None].to(query.dtype), None
+
+
+def _mixed(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """``[n, heads, e]`` of ``query [heads, n, d]``, whose own keys are the last n."""
+    heads, rows, _ = query.shape
+    weights = _weights(query, keys, mask, scale)
     total = None
     for part, where in _parts(weights, rows, mask):
         added = _product(part, values[:, where])
         total = added if total is None else total.add_(added)
     total = total[:, : heads // len(keys) * rows]
-    mixed = (total[..., :-1] / total[..., -1:]).to(query.dtype)
-    return mixed.view(heads, rows, -1).transpose(0, 1)[None].contiguous(), None
+    return (total[..., :-1] / total[..., -1:]).view(heads, rows, -1).transpose(0, 1)
 
 
 def _adds(mask: Tensor | None, rows: int) -> bool:
@@ -96,8 +108,10 @@ def _weights(query: Tensor, keys: Tensor, mask: Tensor | None, scale: float) -> 
     flat = query.float().reshape(len(keys), groups * rows, dim)
     if groups * rows < _MIN_ROWS:
         flat = F.pad(flat, (0, 0, 0, _MIN_ROWS - groups * rows))
-    nothing = flat.new_empty(1, 1, 1)
-    scores = torch.baddbmm(nothing, flat, keys.transpose(1, 2), beta=0, alpha=scale)
+    nothing, count = flat.new_empty(1, 1, 1), keys.shape[1]
+    if count < _MIN_KEYS:
+        keys = F.pad(keys, (0, 0, 0, _MIN_KEYS - count))
+    scores = torch.baddbmm(nothing, flat, keys.transpose(1, 2), beta=0, alpha=scale)[..., :count]
     used = scores[:, : groups * rows]
     if mask is not None:
         used.unflatten(1, (groups, rows)).add_(mask)

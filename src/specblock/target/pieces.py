@@ -53,7 +53,8 @@ class Piece:
     def of_tree(text: Text, tree: DraftTree, window: int | None) -> Piece:
         """A tree behind a text; ``window`` is that of the layers that have one."""
         places, visible = tree.positions(text.length), None
-        hides = window is not None and text.length + len(tree) > window
+        # without a mask a model makes its own, of another kind, as soon as the window is full
+        hides = window is not None and text.length + len(tree) >= window
         if len(tree) > 1 or hides:
             visible = masks.tree_mask(tree.ancestor_mask(), text.length)
         return Piece(text, tree.tokens, places, visible, places)

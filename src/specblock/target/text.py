@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class TextPool:
         self.most_bytes = most_bytes
         self.hits = self.tokens_saved = 0
         self._layers, self._kind = layers, None
-        self._open: set[Text] = set()
+        self._open: WeakSet[Text] = WeakSet()  # a forgotten one is not open
         self._ended: list[_Ended] = []  # the most recently used first
         self._position_bytes = 0  # 0 before a text was read
 
@@ -129,7 +130,9 @@ class TextPool:
         if source is None:
             return self._opening(Text(cache))
         cache.continue_from(source.cache, common)
-        return self._opening(Text(cache, source.features[:common]))
+        text = self._opening(Text(cache, source.features[:common]))
+        self._forget_beyond_the_limit()
+        return text
 
     def _opening(self, text: Text) -> Text:
         self._open.add(text)
@@ -186,6 +189,9 @@ class TextPool:
         if tokens is None or features is None:
             tokens, features = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
         self._ended.insert(0, _Ended(text.cache, tokens.cpu(), features))
+        self._forget_beyond_the_limit()
+
+    def _forget_beyond_the_limit(self) -> None:
         most = self.most_positions
         while most is not None and self._held > most and self._ended:
             self._ended.pop()

@@ -23,11 +23,11 @@ class RowRequest(Request[list[int]]):
 
     def begin(self, target: Target) -> Sequence:
         """Take a seat and begin."""
-        self._seat = self._seats.take()
-        return Sequence(
-            target, self._seat, self.prompt, self._params, self.room, GenerationStats(),
-            until=self._row.ended,
-        )  # fmt: skip
+        with self._seats.seated() as self._seat:
+            return Sequence(
+                target, self._seat, self.prompt, self._params, self.room, GenerationStats(),
+                until=self._row.ended,
+            )  # fmt: skip
 
     def push(self, tokens: list[int]) -> tuple[list[int], bool]:
         """The tokens; the row itself says where it ends."""

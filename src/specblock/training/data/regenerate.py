@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import nn
 
 from specblock.drafters.fingerprint import target_digest
-from specblock.engine.engine import Engine, Request
+from specblock.engine.engine import Engine, Handle, Request
 from specblock.engine.loading import assemble
 from specblock.engine.sequence import Seat, Sequence
 from specblock.engine.statistics import GenerationStats
@@ -102,19 +102,24 @@ def answers(
         ModelError: no token is possible, or the architecture cannot be verified.
     """
     engine = Engine(assemble(model, None, None, owned=True).target, config.batch_size)
-    open_questions: list[Question] = []
+    open_questions: dict[Question, Handle] = {}
+
+    def ask(turn: Turn) -> None:
+        question = Question(turn, config, ends)
+        open_questions[question] = engine.add(question)
+
     while True:
         while len(open_questions) < config.batch_size:
             turn = next(asked, None)
             if turn is None:
                 break
-            open_questions.append(_ask(engine, Question(turn, config, ends)))
+            ask(turn)
         if not open_questions:
             return
         engine.step()
         ended = [question for question in open_questions if question.ended]
-        open_questions = [question for question in open_questions if not question.ended]
         for question in ended:
+            del open_questions[question]
             if question.error is not None:
                 raise ModelError(f"{_name(question.turn)}: {question.error}") from question.error
         if ended:
@@ -122,12 +127,7 @@ def answers(
         for question in ended:
             turn = follow(question)
             if turn is not None:
-                open_questions.append(_ask(engine, Question(turn, config, ends)))
-
-
-def _ask(engine: Engine, question: Question) -> Question:
-    engine.add(question)
-    return question
+                ask(turn)
 
 
 def _name(turn: Turn) -> str:
