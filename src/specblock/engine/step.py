@@ -23,7 +23,7 @@ from specblock.tree.draft_tree import DraftTree
 __all__ = ["PARTS", "step"]
 
 PARTS = ("draft", "verify", "commit")  # of a step, as profiles name them
-PIECE = 128  # prompt tokens of a step beside texts that are being written
+PIECE, LEAST_PIECE = 128, 16  # rows of a step in which prompts are read; most, least of prompts
 
 
 def step(target: Target, texts: Many[Sequence]) -> list[list[int]]:
@@ -32,7 +32,8 @@ def step(target: Target, texts: Many[Sequence]) -> list[list[int]]:
     decoding = [text for text in texts if not text.entering]
     waiting = [text for text in texts if text.entering]
     with record_function(PARTS[0]):
-        pieces = _pieces(waiting, PIECE if decoding else target.prefill_chunk)
+        room = max(LEAST_PIECE, PIECE - len(decoding)) if decoding else target.prefill_chunk
+        pieces = _pieces(waiting, room)
         entering = waiting[: len(pieces)]
         trees = _trees(decoding, len(decoding) + sum(map(len, pieces)))
     drafted = time.perf_counter()

@@ -11,8 +11,8 @@ else is in the batch:
   (an exact :class:`~specblock.target.cache.PathCache` keeps them so), and divides at the end;
 * values: matrix products over a block of keys of a sequence plus the tree. Such a product adds key
   after key; keys that a row may not see carry the weight 0 and change nothing. Products over more
-  keys are split by the kernel, so blocks are added up here, and a block's limits are positions: a
-  tree that reaches over a limit is multiplied in two parts.
+  keys are split by the kernel, so blocks are added up here, and a block's limits are positions:
+  rows that reach over limits are multiplied in as many parts.
 
 All of it is in fp32, with at least `_MIN_ROWS` rows, `_MIN_KEYS` keys and values `_MIN_WIDTH` wide,
 since fewer are given to other kernels. That these products keep to one order is a property of the
@@ -163,24 +163,25 @@ def _parts(weights: Tensor, rows: int, mask: Tensor | None) -> Iterator[tuple[Te
         where = slice(start, start + block)
         yield weights[..., where], where
     rest, where = weights[..., last:], slice(last, None)
-    late = _behind(last + block, context, mask) if last + block < context + rows else None
-    if late is None or not late.any():
+    if mask is None or context + rows <= last + block:
         yield rest, where
         return
-    late = F.pad(late, (context - last, 0))
-    yield rest.masked_fill(late, 0.0), where
-    yield rest.masked_fill(~late, 0.0), where
+    places = torch.arange(last, context + rows, device=weights.device)
+    places[context - last :] = context + _depths(mask[:, context:] == 0)
+    blocks = places // block
+    for number in range(last // block, int(blocks.max()) + 1):
+        yield rest.masked_fill(blocks != number, 0.0), where
 
 
-def _behind(limit: int, context: int, mask: Tensor | None) -> Tensor | None:
-    """Which of the rows' own keys have a position of at least ``limit``; bool [n].
-
-    A node's depth is the number of its ancestors, which are what it sees of the tree.
-    """
-    if mask is None:
-        return None
-    depths = (mask[:, context:] == 0).sum(-1) - 1
-    return context + depths >= limit
+def _depths(visible: Tensor) -> Tensor:
+    """int64 [n]: how many ancestors each row has, of bool ``visible [n, n]`` among the rows. A
+    window may hide the first of them, never the parent, which is the last."""
+    order = torch.arange(1, len(visible) + 1, device=visible.device)
+    parents = (visible.tril(-1) * order).amax(-1).tolist()  # 0: none
+    depths = [-1]
+    for parent in parents:
+        depths.append(depths[parent] + 1)
+    return torch.tensor(depths[1:], device=visible.device)
 
 
 def register_trial(seen: list[bool]) -> str:

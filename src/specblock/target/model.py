@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from specblock.errors import ContextError
 from specblock.kernels.linear import RoutedLinear
-from specblock.kernels.route_table import RouteTable
+from specblock.kernels.route_table import MOST_ROWS, RouteTable
 from specblock.target import attention, invariant, masks
 from specblock.target.architecture.structure import cache_argument, forward_of, text_config
 from specblock.target.architecture.tap import FeatureTap
@@ -26,7 +26,7 @@ from specblock.target.architecture.verifiable import check_untested, check_verif
 from specblock.target.cache import PathCache
 from specblock.target.loan import Loan
 from specblock.target.memory import most_memory
-from specblock.target.pieces import Piece, TargetOutput, kept_rows, packed, split
+from specblock.target.pieces import Piece, TargetOutput, grouped, kept_rows, packed, split
 from specblock.target.positions import Positions
 from specblock.target.text import Text, TextPool, weights_seen
 
@@ -68,7 +68,7 @@ class Target:
         self.config = text_config(model)
         self.kinds = masks.attention_kinds(self.config)
         self.window = getattr(self.config, "sliding_window", None)
-        self.prefill_chunk = prefill_chunk
+        self._prefill_chunk = prefill_chunk
         self._tap = FeatureTap(model, tuple(feature_layers))
         self.by_name, self.exact = bool(exact), False
         self.loan = Loan(
@@ -119,8 +119,13 @@ class Target:
         """The layers whose rows must not depend on each other: all of an exact target, or none."""
         return self.linears if self.exact else []
 
+    @property
+    def prefill_chunk(self) -> int:
+        """Most positions of a prompt in a forward."""
+        return min(self._prefill_chunk, MOST_ROWS) if self.exact else self._prefill_chunk
+
     def give_up_exactness(self) -> None:
-        """Back to the faster kernels, whose rows may depend on each other's number."""
+        """Back to faster kernels, whose rows may depend on each other's number."""
         self.exact, self.text = False, None
         self.loan.attention = self._attention()
 
@@ -167,11 +172,8 @@ class Target:
         self.text = self.open(capacity)
 
     def open(self, capacity: int, prompt: Tensor | None = None) -> Text:
-        """A new text with room for ``capacity`` positions, beside others that are open.
-
-        Of a ``prompt`` (int64 [n]) it may hold the first positions already, where an ended text
-        began with the same tokens.
-        """
+        """A new text with room for ``capacity`` positions, beside others that are open. Of a
+        ``prompt`` (int64 [n]) it may hold the first positions, where an ended text began alike."""
         self.begin()
         kind = self.device, self.dtype, weights_seen(self.model) if self._keeps_texts else None
         return self.texts.open(capacity, self.exact, kind, prompt if self._keeps_texts else None)
@@ -207,10 +209,8 @@ class Target:
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor) -> TargetOutput:
-        """Append and commit ``ids`` (int64 [S]); logits of the last one, features of all.
-
-        Raises :class:`ContextError` if they do not fit the context.
-        """
+        """Append and commit ``ids`` (int64 [S]); logits of the last one, features of all. Raises
+        :class:`ContextError` if they do not fit the context."""
         total = self.length + ids.numel()
         room = min(self.context_length, self.positions.limit or total)
         if total > room:
@@ -273,14 +273,14 @@ class Target:
 
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> list[TargetOutput]:
-        """One forward over the rows of all pieces; writes their keys and commits nothing.
-
-        Raises :class:`ContextError` if a piece does not fit its text's cache.
-        """
+        """One forward over the rows of all pieces; writes their keys and commits nothing. Raises
+        :class:`ContextError` if a piece does not fit its text's cache."""
         for piece in pieces:
             piece.check_room()
-        if len(pieces) > 1 and not self.packs:
-            return [output for piece in pieces for output in self.run([piece])]
+        # with more rows than its routes were tried for an exact target's products are others
+        groups = grouped(pieces, (MOST_ROWS if self.exact else None) if self.packs else 0)
+        if len(groups) > 1:
+            return [output for group in groups for output in self.run(group)]
         kinds = masks.layer_kinds(self.config)
         cache, mask = packed(pieces, self.kinds, kinds, self.window, self.dtype)
         last = torch.cat([piece.last for piece in pieces])

@@ -18,7 +18,7 @@ from specblock.target.text import Text
 if TYPE_CHECKING:
     from specblock.tree.draft_tree import DraftTree
 
-__all__ = ["Piece", "TargetOutput", "kept_rows", "packed", "split"]
+__all__ = ["Piece", "TargetOutput", "grouped", "kept_rows", "packed", "split"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,16 @@ class Piece:
             return None
         length = self.text.length
         return masks.build_masks(self.visible, self.places, length, kinds, window, dtype)
+
+
+def grouped(pieces: Sequence[Piece], most: int | None) -> list[list[Piece]]:
+    """Those of each forward, in order: of ``most`` rows, or one piece; None: all in one."""
+    groups: list[list[Piece]] = []
+    for piece in pieces:
+        if not groups or (most is not None and sum(map(len, groups[-1])) + len(piece) > most):
+            groups.append([])
+        groups[-1].append(piece)
+    return groups
 
 
 def packed(
