@@ -77,8 +77,8 @@ class Service:
         """
         if asked.model not in (None, self.model):
             raise no_such_model(asked.model)
-        check_count(asked.n, self.config.max_n)
-        self._check_room(asked.n)
+        check_count(asked.count, self.config.max_n)
+        self._check_room(asked.count)
         loop = asyncio.get_running_loop()
         answers = await loop.run_in_executor(self._preparing, self._preparation.answers, asked)
         self._check_room(len(answers))  # others may have come meanwhile
