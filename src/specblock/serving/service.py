@@ -63,6 +63,7 @@ class Service:
         """Take nothing new; what is under way is given the time of grace."""
         if not self.stopping:
             self.stopping = True
+            self._worker.stop_learning()  # an update under way would not end in time
             asyncio.get_running_loop().call_later(self.config.grace_seconds, self._break_off)
 
     def _break_off(self) -> None:
