@@ -173,6 +173,32 @@ def test_long_prompts_are_refused_with_the_numbers(started):
     assert found["choices"][0]["finish_reason"] == "length"
 
 
+def test_a_text_that_must_be_too_long_is_not_split_into_tokens(started, monkeypatch):
+    server = started(max_prompt_tokens=20)
+
+    def never(*_, **__):
+        raise AssertionError("split")
+
+    monkeypatch.setattr(server.speculator, "encode", never)
+    for path, values in (
+        (CHAT, asked("a" * 4_000)),
+        (COMPLETIONS, {"prompt": ["w5", "a" * 4_000]}),
+    ):
+        error = server.refused(path, values)
+        assert error["code"] == "context_length_exceeded"
+        assert "4000 characters" in error["message"]
+    assert server.refused(COMPLETIONS, {"prompt": ["w5"] * 9})["param"] == "n"
+
+
+def test_of_a_value_that_may_be_of_several_kinds_the_likeliest_is_spoken_of(tiny):
+    assert "16 items" in tiny.refused(CHAT, asked(stop=["a"] * 17))["message"]
+    assert "1 item" in tiny.refused(COMPLETIONS, {"prompt": []})["message"]
+    content = [{"type": "image_url", "image_url": {"url": "x"}}]
+    error = tiny.refused(CHAT, {"messages": [{"role": "user", "content": content}]})
+    assert error["param"] == "messages.0.content.0.type"
+    assert "'text'" in error["message"]
+
+
 def test_a_template_that_refuses_is_the_callers_affair(started):
     server = started()
     server.speculator.tokenizer.chat_template = "{{ raise_exception('no system') }}"

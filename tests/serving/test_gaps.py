@@ -73,3 +73,30 @@ def test_a_thread_with_nothing_to_learn_sleeps():
     time.sleep(0.3)
     assert len(calls) <= 2
     assert worker.stop(5)
+
+
+def test_a_server_that_stops_learns_no_more_and_still_answers():
+    learner, over = Learner(1000), Event()
+    watch = SimpleNamespace(asked=nothing, progressed=nothing, left=nothing, stepped=nothing)
+    worker = Worker(OneStepEngine(), watch, learner)
+    worker.start()
+    assert learner.begun.wait(10)
+    worker.stop_learning()
+    left = learner.left
+    worker.ask(["an answer"], [lambda pieces, ended, error: over.set()])
+    assert over.wait(10)
+    time.sleep(0.2)
+    assert left - learner.left <= 1  # the step that was under way
+    assert worker.stop(10)
+
+
+def test_a_step_that_is_waited_for_is_told(caplog):
+    learner, go_on = Learner(1), Event()
+    learner.rest = lambda: learner.begun.set() or (go_on.wait(10) and False)
+    worker = Worker(OneStepEngine(), None, learner)
+    worker.start()
+    assert learner.begun.wait(10)
+    assert not worker.stop(0.01)
+    assert "Waiting for the step under way" in caplog.text
+    go_on.set()
+    assert worker.stop(10)

@@ -45,7 +45,8 @@ def test_files_of_keys_that_are_none(tmp_path):
     assert not Keys(None)
     (tmp_path / "empty").write_text("\n \n")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfd")
-    for name in ("empty", "bytes", "absent"):
+    (tmp_path / "foreign").write_text("plain\nschlüssel\n", encoding="utf-8")
+    for name in ("empty", "bytes", "absent", "foreign"):
         with pytest.raises(ConfigError, match=name):
             Keys(tmp_path / name)
 

@@ -63,6 +63,7 @@ class Service:
         """Take nothing new; what is under way is given the time of grace."""
         if not self.stopping:
             self.stopping = True
+            self._worker.stop_learning()  # an update under way would not end in time
             asyncio.get_running_loop().call_later(self.config.grace_seconds, self._break_off)
 
     def _break_off(self) -> None:
@@ -77,8 +78,8 @@ class Service:
         """
         if asked.model not in (None, self.model):
             raise no_such_model(asked.model)
-        check_count(asked.n, self.config.max_n)
-        self._check_room(asked.n)
+        check_count(asked.count, self.config.max_n)
+        self._check_room(asked.count)
         loop = asyncio.get_running_loop()
         answers = await loop.run_in_executor(self._preparing, self._preparation.answers, asked)
         self._check_room(len(answers))  # others may have come meanwhile

@@ -95,6 +95,16 @@ class GenerationRequest(Strict):
         return self.max_tokens
 
     @property
+    def count(self) -> int:
+        """Of answers."""
+        return self.n
+
+    @property
+    def texts(self) -> list[str]:
+        """Of the prompts, as far as they are text."""
+        return []
+
+    @property
     def options(self) -> StreamOptions:
         return self.stream_options or StreamOptions()
 
@@ -130,6 +140,10 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
 
     @property
+    def texts(self) -> list[str]:
+        return ["".join(message.as_given()["content"] for message in self.messages)]
+
+    @property
     def most_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
@@ -155,6 +169,14 @@ class CompletionRequest(GenerationRequest):
         """One or more."""
         many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return self.prompt if many else [self.prompt]
+
+    @property
+    def count(self) -> int:
+        return self.n * len(self.prompts)
+
+    @property
+    def texts(self) -> list[str]:
+        return [prompt for prompt in self.prompts if isinstance(prompt, str)]
 
     @property
     def top(self) -> int | None:
@@ -220,8 +242,11 @@ def _check_together(asked: GenerationRequest, values: dict[str, Any]) -> None:
 
 
 def _refusal(error: ValidationError) -> ApiError:
-    """The first complaint of pydantic, by the field's name."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    """A complaint of pydantic, by the field's name: of a union's, that of the likeliest kind."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    same = [each for each in found if each["loc"][0] == found[0]["loc"][0]]
+    # what was meant is the kind that a value fits furthest, or whose type it is at least
+    first = max(same, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     where = [str(part) for part in first["loc"]]
     name = ".".join(
         part for part in where if (part.isidentifier() and part != "str") or part.isdigit()

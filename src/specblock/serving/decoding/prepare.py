@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import cached_property
 from typing import Any
 
 from specblock.config import GenerationConfig
@@ -36,7 +37,6 @@ class Preparation:
             SpecBlockError: the prompt is empty, or is not for this model.
         """
         prompts = self._prompts(asked)
-        check_count(len(prompts) * asked.n, self._config.max_n)
         if asked.top is not None:
             _ = self.grammars.tokenizer  # which spells tokens; here it holds up nobody
         seed = secrets.randbelow(_SEEDS) if asked.seed is None else asked.seed
@@ -53,6 +53,7 @@ class Preparation:
 
     def _prompts(self, asked: GenerationRequest) -> list[list[int]]:
         encode = self._speculator.encode
+        self._check_text(asked)
         if isinstance(asked, ChatRequest):
             found = [encode([message.as_given() for message in asked.messages])]
         else:
@@ -71,15 +72,27 @@ class Preparation:
             raise ContextError("The prompt is empty; write something to continue.")
         return ids
 
+    def _check_text(self, asked: GenerationRequest) -> None:
+        """Refuse what must be too long before it is split into tokens, which takes its time."""
+        most = self._longest * self._most
+        for text in asked.texts:
+            if len(text) > most:
+                raise _too_long(f"{len(text)} characters", f"{self._most} tokens")
+
     def _check_length(self, count: int) -> None:
+        if count > self._most:
+            raise _too_long(f"{count} tokens", str(self._most))
+
+    @property
+    def _most(self) -> int:
+        """Tokens of a prompt."""
         context, limit = self._speculator.target.context_length, self._config.max_prompt_tokens
-        most = context - 1 if limit is None else min(limit, context - 1)
-        if count > most:
-            raise ApiError(
-                400,
-                f"The prompt has {count} tokens and this server reads {most}: shorten it.",
-                code="context_length_exceeded",
-            )
+        return context - 1 if limit is None else min(limit, context - 1)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters that one token spells at most: a vocabulary has one or more for each."""
+        return max(map(len, self._speculator.tokenizer.get_vocab()))
 
     def _config_of(self, asked: GenerationRequest, prompt: int, seed: int) -> GenerationConfig:
         limit, wanted = self._config.max_output_tokens, asked.most_tokens
@@ -123,6 +136,11 @@ class Preparation:
                 )
             found[int(name)] = value
         return found
+
+
+def _too_long(given: str, most: str) -> ApiError:
+    words = f"The prompt has {given} and this server reads {most}: shorten it."
+    return ApiError(400, words, code="context_length_exceeded")
 
 
 def check_count(count: int, most: int) -> None:

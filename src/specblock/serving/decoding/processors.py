@@ -17,9 +17,9 @@ import torch
 from llguidance import numpy as masks  # its torch module compiles
 from torch import Tensor
 
-from specblock.errors import ModelError
 from specblock.own import Own
 from specblock.serving.api.errors import ApiError
+from specblock.serving.decoding.schemas import endless
 
 __all__ = ["Bias", "Grammars", "JsonGrammar"]
 
@@ -55,14 +55,15 @@ class JsonGrammar:
         if self._begun and not matcher.is_stopped():
             matcher.consume_token(newest)
         self._begun = True
-        if matcher.is_error():
-            raise ModelError(f"The JSON schema cannot be followed: {matcher.get_error()}")
+        allowed = masks.allocate_token_bitmask(1, scores.shape[-1])
+        if not matcher.is_stopped():
+            masks.fill_next_token_bitmask(matcher, allowed)
+        if matcher.is_error():  # get_error() is a dump of its state here
+            raise _refusal("what is written leads to no JSON of it")
         if matcher.is_stopped():  # nothing can be added
             ending = torch.full_like(scores, -math.inf)
             ending[:, self._ends] = scores[:, self._ends]
             return ending
-        allowed = masks.allocate_token_bitmask(1, scores.shape[-1])
-        masks.fill_next_token_bitmask(matcher, allowed)
         found = scores.cpu()
         masks.apply_token_bitmask_inplace(found.numpy(), allowed)
         return found.to(scores.device)
@@ -108,9 +109,20 @@ class Grammars:
             matcher = llguidance.LLMatcher(self.tokenizer, grammar, log_level=0)
             words = matcher.get_error() if matcher.is_error() else ""
         if own.error is not None or words:
-            raise ApiError(
-                400,
-                f"The JSON schema cannot be followed: {own.error or words}"[:500],
-                param="response_format",
-            )
+            raise _refusal(str(own.error or words).partition("\n")[0])
+        if endless(schema) or not _can_begin(matcher):
+            raise _refusal("no finite JSON fulfils it")
         return JsonGrammar(matcher, self._ends)
+
+
+def _can_begin(matcher: llguidance.LLMatcher) -> bool:
+    """Whether there is a first token."""
+    trial = matcher.deep_copy()
+    trial.compute_bitmask()
+    return not trial.is_error()
+
+
+def _refusal(why: str) -> ApiError:
+    return ApiError(
+        400, f"The JSON schema cannot be followed: {why}."[:500], param="response_format"
+    )

@@ -19,6 +19,7 @@ __all__ = ["Deliver", "Worker"]
 # worker's thread
 Deliver = Callable[[list[Piece], bool, Exception | None], None]
 _log = logging.getLogger("specblock")
+_UNSAID_SECONDS = 0.5  # for which a step is waited for without a word
 
 
 class Learner(Protocol):
@@ -51,13 +52,22 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
+    def stop_learning(self) -> None:
+        """Begin no step of learning any more; what is asked goes on."""
+        with self._wake:
+            self._learner = None
+            self._wake.notify()
+
     def stop(self, seconds: float) -> bool:
         """Drop what is under way and end the thread; False if its step takes longer than this."""
         with self._wake:
             self._stopping = True
             self._leaving += self._readers
             self._wake.notify()
-        self._thread.join(seconds)
+        self._thread.join(_UNSAID_SECONDS)
+        if self._thread.is_alive():
+            _log.warning("Waiting for the step under way, %g seconds at most.", seconds)
+            self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def ask(self, answers: list[ServedAnswer], deliver: list[Deliver]) -> None:
@@ -102,13 +112,14 @@ class Worker:
     def _await_work(self) -> bool:
         """Learn or sleep until there is something to compute; False when it is over."""
         began, rests = time.perf_counter(), False
-        more = self._learner is not None
+        more = True
         while True:
             with self._wake:
                 self._wake.wait_for(
                     lambda: self._stopping or self._leaving or self._readers,
                     timeout=0 if more else None,
                 )
+                learner = self._learner
                 leaving, self._leaving = self._leaving, []
                 arrived, self._arrived = self._arrived, []
             for answer in leaving:
@@ -116,12 +127,12 @@ class Worker:
             if self._stopping:
                 return False
             if self._readers:
-                if rests and self._learner is not None:
+                if rests and learner is not None:
                     now = time.perf_counter()
-                    self._learner.came(now - began, [now - each for each in arrived])
+                    learner.came(now - began, [now - each for each in arrived])
                 return True
             rests = True
-            more = self._learner is not None and self._learner.rest()
+            more = learner is not None and learner.rest()
 
     def _leave(self, answer: ServedAnswer) -> None:
         with self._wake:

@@ -34,6 +34,11 @@ class Keys:
             lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The keys in {path} cannot be read: {error}.") from None
+        if any(not line.isascii() for line in lines):
+            raise ConfigError(
+                f"{path} holds a key with characters that no request can carry: write keys of "
+                "ASCII alone."
+            )
         self._digests = [_digest(line.strip()) for line in lines if line.strip()]
         if not self._digests:
             raise ConfigError(
