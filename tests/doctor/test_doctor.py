@@ -19,6 +19,7 @@ from specblock.doctor.examine import CHECKS
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.target import masks
 from specblock.tree.draft_tree import DraftTree
+from specblock.tree.survival import SurvivalModel
 
 
 @pytest.fixture
@@ -179,6 +180,24 @@ def test_a_missing_key(world):
     found = world.examine()
     assert wrong(found) == ["drafter files"]
     assert "head_dim" in found["drafter files"].found
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "NaN", "shape", "missing"])
+def test_a_damaged_survival_file(world, damage):
+    state = SurvivalModel.fresh().to_dict()
+    if damage == "NaN":
+        state["counts"][0][0][0] = float("nan")
+    elif damage == "shape":
+        state["counts"].pop()
+    elif damage == "missing":
+        del state["strength"]
+    text = damage if damage in ("{", "[]") else json.dumps(state)
+    (world.folder / "survival.json").write_text(text)
+    found = world.examine()
+    assert wrong(found) == ["drafter files"]
+    assert "survival.json is damaged: copy it again" in found["drafter files"].found
+    assert found["tokenizer"].verdict == "skipped"
+    assert "it needs 'drafter files'" in found["tokenizer"].found
 
 
 def test_a_stale_calibration(world, tmp_path):
