@@ -257,6 +257,9 @@ def test_doctor_ends_with_one_where_something_is_wrong(run, monkeypatch, tmp_pat
         (["--device", "tpu"], "not available"),
         (["--model", "/no/such/model", "--drafter", "."], "/no/such/model"),
         (["--limit", "0"], "limit"),
+        (["--drafter", __file__], "is a file: give the drafter's folder"),
+        (["--drafter", ".", "--json", "/no/such/folder/report.json"], "There is no folder"),
+        (["--drafter", ".", "--json", "."], "is a folder: name a file"),
     ],
 )
 def test_doctor_refuses_what_it_cannot_examine(run, options, says):

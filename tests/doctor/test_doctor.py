@@ -16,9 +16,13 @@ from tests.doctor.world import (
 from tests.tiny import make_drafter, make_target
 
 from specblock.doctor.examine import CHECKS
+from specblock.doctor.measured import layers_measured
+from specblock.doctor.patient import Patient, Request
+from specblock.doctor.reading import Reading, arrangements
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.target import masks
 from specblock.tree.draft_tree import DraftTree
+from specblock.tree.survival import SurvivalModel
 
 
 @pytest.fixture
@@ -44,15 +48,16 @@ def test_a_sound_drafter_comes_out_clean(world):
 def test_shifted_layers_are_measured(world, shift):
     world.save(feature_layers=tuple(layer + shift for layer in LAYERS))
     found = world.examine()
-    assert wrong(found) == ["layers, measured"]
+    assert wrong(found) == ["layers, measured", "first token"]
     assert "--feature-layers 1,3,4" in found["layers, measured"].advice
-    assert found["pays"].verdict == found["first token"].verdict == "skipped"
+    assert found["pays"].verdict == "skipped"
 
 
-def test_layers_in_reverse_are_measured(world):
-    world.save(feature_layers=LAYERS[::-1])
+@pytest.mark.parametrize("order", [(4, 3, 1), (3, 1, 4), (3, 4, 1)])
+def test_layers_in_another_order_are_measured(world, order):
+    world.save(feature_layers=order)
     found = world.examine()
-    assert wrong(found) == ["layers, measured"]
+    assert wrong(found) == ["layers, measured", "first token"]
     assert "--feature-layers 1,3,4" in found["layers, measured"].advice
 
 
@@ -66,6 +71,51 @@ def test_a_drafter_far_below_its_training_is_said(world):
     assert "it was 90%" in found["first token"].found
 
 
+@pytest.mark.parametrize(
+    ("recorded", "named", "other", "verdict"),
+    [
+        (None, 0.22, 0.24, "wrong"),
+        (0.58, 0.22, 0.24, "warning"),  # with neither as in training
+        (0.58, 0.22, 0.41, "wrong"),
+        (0.58, 0.02, 0.32, "wrong"),  # half of what it lacks
+        (0.58, 0.45, 0.48, "wrong"),
+        (0.58, 0.45, 0.45, "ok"),
+    ],
+)
+def test_other_layers_have_to_explain_what_is_lacking(tmp_path, recorded, named, other, verdict):
+    def hits(share):
+        return torch.arange(1000) < 1000 * share
+
+    agreement = {(1, 3, 4): hits(named), (3, 1, 4): hits(other)}
+    overlap = {layers: right.float() for layers, right in agreement.items()}
+    patient = Patient(Request(tmp_path, "counting", tuple), tmp_path)
+    patient.readings = [Reading(hits(1.0), hits(1.0), agreement, overlap, {})]
+    save_checkpoint(make_drafter().model, tmp_path, dtype=torch.float32, extra=extra_of(recorded))
+    assert layers_measured(patient).verdict == verdict
+
+
+def extra_of(recorded):
+    return {} if recorded is None else {"held_out": {"accuracy_b1s0": recorded}}
+
+
+def test_more_than_three_layers_are_tried_in_reverse_and_swapped():
+    assert set(arrangements((0, 2, 4, 7), 8)) == {
+        (0, 2, 4, 7), (7, 4, 2, 0), (2, 0, 4, 7), (0, 4, 2, 7), (0, 2, 7, 4),
+    }  # fmt: skip
+    assert arrangements((1, 2, 3), 8)[0] == (1, 2, 3)
+    assert len(arrangements((1, 2, 3), 8)) == 8
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_too_little_text_is_said(world, most):
+    found = world.examine(limit=1, max_new_tokens=most)
+    assert not wrong(found)
+    for name in ("layers, measured", "vocabulary, measured", "first token", "pays"):
+        assert found[name].verdict == "warning"
+        assert "--max-new-tokens" in found[name].advice
+    assert found["served as trained"].verdict == ("warning" if most == 1 else "ok")
+
+
 def test_layers_that_the_target_lacks(world):
     world.save(feature_layers=(1, 3, 6))
     assert wrong(world.examine()) == ["feature layers"]
@@ -76,7 +126,7 @@ def test_a_map_of_another_head_is_measured(world):
     world.model.lm_head.weight.data = world.model.lm_head.weight.data[order]
     world.save()
     found = world.examine()
-    assert wrong(found) == ["vocabulary, measured"]
+    assert wrong(found) == ["vocabulary, measured", "first token"]
     assert found["vocabulary, measured"].figures["agreement_of_learned_map"] > 0.8
 
 
@@ -86,7 +136,7 @@ def test_a_vocabulary_of_other_tokens_is_measured(world):
     model.d2t.copy_(drafted - torch.arange(40))
     model.t2d.zero_()[drafted] = True
     world.save()
-    assert wrong(world.examine()) == ["vocabulary, measured"]
+    assert wrong(world.examine()) == ["vocabulary, measured", "first token"]
 
 
 @pytest.mark.parametrize("change", ["swapped", "ids"])
@@ -181,6 +231,24 @@ def test_a_missing_key(world):
     assert "head_dim" in found["drafter files"].found
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", "NaN", "shape", "missing"])
+def test_a_damaged_survival_file(world, damage):
+    state = SurvivalModel.fresh().to_dict()
+    if damage == "NaN":
+        state["counts"][0][0][0] = float("nan")
+    elif damage == "shape":
+        state["counts"].pop()
+    elif damage == "missing":
+        del state["strength"]
+    text = damage if damage in ("{", "[]") else json.dumps(state)
+    (world.folder / "survival.json").write_text(text)
+    found = world.examine()
+    assert wrong(found) == ["drafter files"]
+    assert "survival.json is damaged: copy it again" in found["drafter files"].found
+    assert found["tokenizer"].verdict == "skipped"
+    assert "it needs 'drafter files'" in found["tokenizer"].found
+
+
 def test_a_stale_calibration(world, tmp_path):
     calibrated(tmp_path / "old", world.network, world.model, threads=96)
     found = world.examine(cache_dir=tmp_path / "old", limit=1, max_new_tokens=4)
@@ -197,7 +265,6 @@ def test_a_target_that_is_not_there(world):
         raise ModelError("It is damaged.")
 
     from specblock.doctor.examine import examine
-    from specblock.doctor.patient import Request
 
     found = {one.name: one for one in examine(Request(world.folder, "counting", load))}
     assert wrong(found) == ["target model"]

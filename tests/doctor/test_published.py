@@ -52,7 +52,7 @@ def test_a_sound_folder_is_told_how_to_convert(world, tmp_path, speculators):
 
 def test_ids_that_count_outputs_are_measured(world, tmp_path):
     found = world.examine(publish(world, tmp_path / "published", ids=LAYERS))
-    assert wrong(found) == ["layers, measured"]
+    assert wrong(found) == ["layers, measured", "first token"]
     assert "--feature-layers 1,3,4" in found["layers, measured"].advice
 
 

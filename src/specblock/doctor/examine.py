@@ -9,22 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specblock.doctor import decoding, files, finite, machine, measured, tokenizer, tree_rows
-from specblock.doctor.finding import SKIPPED, WRONG, Finding, Verdict, skipped
+from specblock.doctor.finding import SKIPPED, WRONG, Finding, Verdict, skipped, warning
 from specblock.doctor.patient import Patient, Request
 from specblock.errors import SpecBlockError
 
 __all__ = ["CHECKS", "Check", "examine"]
 
+_ENOUGH = 30  # from some 30 values on a mean scatters as its standard error says
 _REPAIR = "do what it says, and examine again"
 
 
 @dataclass(frozen=True)
 class Check:
-    """``needs`` names checks without which this one can say nothing."""
+    """``needs`` names checks without which this one can say nothing, ``rows`` says how many
+    positions of answers it has to have."""
 
     name: str
     run: Callable[[Patient], Verdict]
     needs: tuple[str, ...] = ()
+    rows: int = 0
 
 
 CHECKS = (
@@ -50,12 +53,17 @@ CHECKS = (
     Check("kernels", machine.kernels, ("target model",)),
     Check("decoding", decoding.decoding, ("target numbers", "drafter numbers")),
     Check("numbers while decoding", finite.numbers_of_answers, ("decoding",)),
-    Check("layers, measured", measured.layers_measured, ("numbers while decoding",)),
-    Check("vocabulary, measured", measured.map_measured, ("numbers while decoding",)),
-    Check("first token", measured.first_token, ("layers, measured", "vocabulary, measured")),
-    Check("served as trained", decoding.served_as_trained, ("numbers while decoding",)),
+    Check("layers, measured", measured.layers_measured, ("numbers while decoding",), _ENOUGH),
+    Check("vocabulary, measured", measured.map_measured, ("numbers while decoding",), _ENOUGH),
+    Check("first token", measured.first_token, ("numbers while decoding",), _ENOUGH),
+    Check("served as trained", decoding.served_as_trained, ("numbers while decoding",), 1),
     Check("same output", decoding.same_output, ("decoding",)),
-    Check("pays", decoding.pays, ("first token", "served as trained")),
+    Check(
+        "pays",
+        decoding.pays,
+        ("layers, measured", "vocabulary, measured", "first token", "served as trained"),
+        _ENOUGH,
+    ),
 )
 
 
@@ -78,6 +86,13 @@ def _verdict(check: Check, patient: Patient, found: dict[str, Finding]) -> Verdi
     if missing:
         names = ", ".join(f"'{name}'" for name in missing)
         return skipped(f"it needs {names}")
+    rows = sum(len(reading.best) for reading in patient.readings)
+    if rows < check.rows:
+        return warning(
+            f"{rows} positions of answers are too few to tell",
+            f"ask for more, {check.rows} at least: a higher --limit or --max-new-tokens",
+            rows=rows,
+        )
     try:
         return check.run(patient)
     except SpecBlockError as error:

@@ -13,6 +13,7 @@ from specblock.drafters.registry import KINDS, read_config
 from specblock.drafters.specblock.convert import convert_published
 from specblock.drafters.vocabulary import check_vocabulary_map
 from specblock.engine.loading import load_drafter
+from specblock.engine.trusting.survival_file import load_survival
 from specblock.errors import FeatureLayersError, VocabularyMapError
 
 
@@ -37,6 +38,7 @@ def drafter_files(patient: Patient) -> Verdict:
     if "drafter_type" not in data:
         return _published(patient, data)
     kind = KINDS[read_config(patient.folder).drafter_type]
+    load_survival(patient.folder)  # for what it raises
     patient.config, patient.tensors = read_stored(patient.folder, kind.config, kind.network)
     count = sum(tensor.numel() for tensor in patient.tensors.values())
     return ok(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from specblock.doctor.finding import WRONG, Verdict, ok, skipped, wrong
+from specblock.doctor.finding import WRONG, Verdict, ok, warning, wrong
 from specblock.doctor.patient import Patient
 from specblock.doctor.reading import read_answer
 
@@ -63,7 +63,11 @@ def numbers_of_answers(patient: Patient) -> Verdict:
         if len(one.plain.token_ids) > 1
     ]
     if not read:
-        return skipped("all answers ended with their first token: ask other --prompts")
+        return warning(
+            "all answers ended with their first token, so nothing can be measured",
+            "ask for more: a higher --max-new-tokens, or other --prompts",
+            rows=0,
+        )
     counts = {name: sum(one.not_finite[name] for one in read) for name in read[0].not_finite}
     bad = [f"{name.replace('_', ' ')} at {count}" for name, count in counts.items() if count]
     rows = sum(len(one.best) for one in read)

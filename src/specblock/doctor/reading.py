@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,22 @@ from specblock.training.evaluate.served import trained_log_probs
 __all__ = ["Reading", "arrangements", "read_answer"]
 
 Layers = tuple[int, ...]
+_FEW = 3  # layers: six orders, each of which costs a forward of the drafter
 
 
 def arrangements(layers: Layers, count: int) -> list[Layers]:
     """The feature layers as named, and as others may have meant them in a target of ``count``
-    layers: one lower or higher (inputs taken for outputs, or the reverse), or in reverse order."""
+    layers: one lower or higher (inputs taken for outputs, or the reverse), or in another order: any
+    of up to three, of more in reverse or with two neighbours swapped."""
     shifted = [tuple(layer + shift for layer in layers) for shift in (0, -1, 1)]
     possible = [one for one in shifted if min(one) >= 0 and max(one) < count]
-    return list(dict.fromkeys([*possible, layers[::-1]]))
+    if len(layers) <= _FEW:
+        orders = list(permutations(layers))
+    else:
+        swaps = range(len(layers) - 1)
+        orders = [(*layers[:i], layers[i + 1], layers[i], *layers[i + 2 :]) for i in swaps]
+        orders.append(layers[::-1])
+    return list(dict.fromkeys([*possible, *orders]))
 
 
 @dataclass(frozen=True)
@@ -36,17 +45,23 @@ class Reading:
     Attributes:
         best: int64 [n], the target's arg-max.
         drafted: int64 [n], the draft vocabulary's index of the drafter's arg-max.
-        agrees: bool [n], whether the drafter's best is the target's.
-        overlap: by feature layers, those it names first, float [n]: the drafter's chance to be
-            accepted, the sum over the vocabulary of the lesser of both probabilities.
+        agreement: by feature layers, those it names first, bool [n]: whether the drafter's best is
+            the target's.
+        overlap: the same way, float [n]: the drafter's chance to be accepted, the sum over the
+            vocabulary of the lesser of both probabilities.
         not_finite: positions with NaN or infinity, by what holds them.
     """
 
     best: Tensor
     drafted: Tensor
-    agrees: Tensor
+    agreement: dict[Layers, Tensor]
     overlap: dict[Layers, Tensor]
     not_finite: dict[str, int]
+
+    @property
+    def agrees(self) -> Tensor:
+        """bool [n], with the layers that the drafter names."""
+        return next(iter(self.agreement.values()))
 
 
 @torch.no_grad()
@@ -66,12 +81,13 @@ def read_answer(
     features = tap.take()[0].unflatten(-1, (len(columns), -1))
     logits = output.logits[0].float()
     theirs, best = logits.softmax(-1), logits.argmax(-1)
-    overlap, said = {}, []
+    overlap, agreement, own = {}, {}, None
     for layers in tried:
         chosen = features[:, [columns.index(layer) for layer in layers]].flatten(1)
-        said.append(trained_log_probs(model, chosen, ids[1:].tolist())[rows - 1])
-        overlap[layers] = torch.minimum(said[-1].exp(), theirs).sum(-1)
-    own = said[0]
+        said = trained_log_probs(model, chosen, ids[1:].tolist())[rows - 1]
+        overlap[layers] = torch.minimum(said.exp(), theirs).sum(-1)
+        agreement[layers] = said.argmax(-1) == best
+        own = said if own is None else own
     to_draft = model.t2d.long().cumsum(0) - 1
     inside = own[:, model.t2d]
     bad = {
@@ -79,7 +95,7 @@ def read_answer(
         "target_logits": _positions(logits),
         "draft_logits": _positions(inside),
     }
-    return Reading(best, to_draft[own.argmax(-1)], own.argmax(-1) == best, overlap, bad)
+    return Reading(best, to_draft[own.argmax(-1)], agreement, overlap, bad)
 
 
 def _positions(values: Tensor) -> int:

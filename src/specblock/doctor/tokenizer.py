@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specblock.doctor.finding import Verdict, ok, warning, wrong
+from specblock.doctor.finding import Verdict, ok, skipped, warning, wrong
 from specblock.doctor.patient import Patient
 from specblock.drafters.fingerprint import tokenizer_fingerprint
 from specblock.engine.speculator import Speculator
@@ -25,6 +25,8 @@ def tokenizer(patient: Patient) -> Verdict:
             "use the tokenizer that the target came with",
             **figures,
         )
+    if patient.config is None:
+        return skipped("no id is beyond the embeddings; for the rest it needs 'drafter files'")
     if recorded and recorded != found:
         return wrong(
             f"its fingerprint is {found}, the drafter was made with {recorded}",

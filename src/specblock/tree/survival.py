@@ -145,7 +145,7 @@ class SurvivalModel:
 
     @staticmethod
     def from_dict(state: Mapping) -> SurvivalModel:
-        """Raises ValueError when the counts have another shape.
+        """Raises ValueError when the counts have another shape, or make a shift that is no number.
 
         Without the classes of copied or of remembered nodes they are complete but for those.
         """
@@ -155,7 +155,10 @@ class SurvivalModel:
             counts = torch.nn.functional.pad(counts, (0, CLASSES - counts.shape[-1]))
         if counts.shape != model.counts.shape:
             raise ValueError(f"counts must have the shape {tuple(model.counts.shape)}.")
-        return replace(model, counts=counts)
+        model = replace(model, counts=counts)
+        if not bool(model._shifts.isfinite().all()):
+            raise ValueError("counts and strength must be finite, and no hits more than trials.")
+        return model
 
     @cached_property
     def _shifts(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,8 @@ def doctor(
     from specblock.engine.loading import shipped_drafter
     from specblock.target.loading.zoo import check_placement, load_model, locate_model
 
+    if json_out is not None:
+        _check_writable(json_out)
     if threads is not None:
         torch.set_num_threads(threads)
     folder = _existing(drafter or shipped_drafter(model), model, prompts)
@@ -87,7 +90,19 @@ def _existing(folder: Path | None, model: str, prompts: Path | None) -> Path:
     for path in (folder, prompts):
         if path is not None and not path.exists():
             raise ConfigError(f"There is no {path}: check the path.")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: give the drafter's folder.")
     return folder
+
+
+def _check_writable(report: Path) -> None:
+    """Raises ConfigError now rather than after a minute of work."""
+    if report.is_dir():
+        raise ConfigError(f"{report} is a folder: name a file with --json.")
+    if not report.parent.is_dir():
+        raise ConfigError(f"There is no folder {report.parent}: make it first, for --json.")
+    if not os.access(report.parent, os.W_OK):
+        raise ConfigError(f"{report.parent} cannot be written: name another place with --json.")
 
 
 def report_of(findings: list[Finding]) -> dict[str, Any]:

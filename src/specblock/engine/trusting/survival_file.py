@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from specblock.errors import CheckpointError
 from specblock.storage import write_atomically
 from specblock.tree.survival import SurvivalModel
 
@@ -21,8 +22,16 @@ def save_survival(model: SurvivalModel, folder: Path) -> None:
 
 
 def load_survival(folder: Path) -> SurvivalModel:
-    """The model kept in a drafter's folder; a fresh one where there is none."""
+    """The model kept in a drafter's folder; a fresh one where there is none.
+
+    Raises :class:`specblock.errors.CheckpointError` for a file that holds something else.
+    """
+    path = folder / FILE
     try:
-        return SurvivalModel.from_dict(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        return SurvivalModel.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return SurvivalModel.fresh()
+    except (ValueError, KeyError, TypeError) as damage:
+        raise CheckpointError(
+            f"{path} is damaged: copy it again, or delete it to begin without."
+        ) from damage
