@@ -62,11 +62,9 @@ def doctor(
     from specblock.engine.loading import shipped_drafter
     from specblock.target.loading.zoo import check_placement, load_model, locate_model
 
-    if json_out is not None:
-        _check_writable(json_out)
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = _existing(drafter or shipped_drafter(model), model, prompts)
+    folder = _existing(drafter or shipped_drafter(model), model, prompts, json_out)
     check_placement(dtype, device)
     locate_model(model)
     load = partial(load_model, model, dtype=dtype, device=device)
@@ -83,8 +81,9 @@ def doctor(
         raise typer.Exit(SICK)
 
 
-def _existing(folder: Path | None, model: str, prompts: Path | None) -> Path:
-    """The drafter's folder; raises ConfigError where it or the prompts are not there."""
+def _existing(folder: Path | None, model: str, prompts: Path | None, report: Path | None) -> Path:
+    """The drafter's folder; raises ConfigError where it or the prompts are not there, or where the
+    report cannot be written."""
     if folder is None:
         raise ConfigError(f"No drafter ships for {model}: name one with --drafter.")
     for path in (folder, prompts):
@@ -92,6 +91,8 @@ def _existing(folder: Path | None, model: str, prompts: Path | None) -> Path:
             raise ConfigError(f"There is no {path}: check the path.")
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file: give the drafter's folder.")
+    if report is not None:
+        _check_writable(report)
     return folder
 
 
