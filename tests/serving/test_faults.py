@@ -169,8 +169,8 @@ def test_a_step_that_fails_is_told_and_the_next_request_served(started, monkeypa
 
 
 def test_stopping_ends_streams_with_a_reason(started, monkeypatch):
-    server, step = started(grace_seconds=0.3), Engine.step
-    monkeypatch.setattr(Engine, "step", lambda engine: (time.sleep(0.02), step(engine)))
+    server, step = started(grace_seconds=1.0), Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: (time.sleep(0.1), step(engine)))
 
     async def stop(client):
         long = asyncio.create_task(client.post(CHAT, json=asked(stream=True, **LONG)))
