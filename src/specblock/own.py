@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Self
 
 __all__ = ["Own"]
 
@@ -18,7 +19,7 @@ class Own:
     def __init__(self) -> None:
         self.error: Exception | None = None
 
-    def __enter__(self) -> Own:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 from types import TracebackType
 
+from specblock.own import Own
+
 _log = logging.getLogger("specblock")
 
 
-class Contained:
+class Contained(Own):
     """A ``with`` block in which an ordinary exception ends: logged, kept in ``error``, not raised.
 
     For the learner alone, whose result decoding does not need. Interrupts and exits pass.
     """
 
     def __init__(self, what: str):
-        self.what, self.error = what, None
-
-    def __enter__(self) -> Contained:
-        return self
+        super().__init__()
+        self.what = what
 
     def __exit__(
         self,
@@ -26,9 +26,8 @@ class Contained:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self.error = error
-        _log.warning("%s failed, decoding goes on: %s: %s", self.what, kind.__name__, error)
-        _log.debug("where it failed", exc_info=(kind, error, trace))
-        return True
+        kept = super().__exit__(kind, error, trace)
+        if kept:
+            _log.warning("%s failed, decoding goes on: %s: %s", self.what, kind.__name__, error)
+            _log.debug("where it failed", exc_info=(kind, error, trace))
+        return kept
