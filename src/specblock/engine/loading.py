@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache, partial
-from importlib import resources
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,7 @@ from specblock.engine.machine.calibrate import use as use_calibration
 from specblock.engine.machine.exactness import give_up_unless_exact, safe_routes
 from specblock.engine.machine.governor import ThreadGovernor
 from specblock.engine.machine.slow_dtype import warn_of_slow_dtype
+from specblock.engine.named_drafter import DAY0, DEFAULT_MODEL, LOOKUP, find_drafter
 from specblock.engine.speculator import Speculator
 from specblock.engine.trusting.survival_file import load_survival
 from specblock.errors import ConfigError
@@ -42,8 +42,6 @@ from specblock.tree.budgeting.cost import CostTable
 if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-LOOKUP = "lookup"
 # Where even measuring is too slow, no draft is known to pay: every row is taken to cost a step.
 UNMEASURED = CostTable({1: 1.0, 2: 2.0}, {1: 1.0}, {1: 1.0})
 _log = logging.getLogger("specblock")
@@ -96,10 +94,10 @@ def load(
     governor.look()
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
+    folder = find_drafter(model, drafter, adapts=adapt is not None)
     speculator = assemble(
-        network, tokenizer, find_drafter(model, drafter), exact=exact, budget=budget,
-        blocks=blocks, calibrate=calibrate, cache_dir=cache_dir, adapt=adapt, on_step=on_step,
-        owned=True,
+        network, tokenizer, folder, exact=exact, budget=budget, blocks=blocks,
+        calibrate=calibrate, cache_dir=cache_dir, adapt=adapt, on_step=on_step, owned=True,
     )  # fmt: skip
     if govern:
         speculator.target.watch = governor.ran
@@ -155,6 +153,14 @@ def assemble(
     if folder == LOOKUP:
         remembers = adapt is not None and adapt.memory_mib > 0
         drafter = LookupDrafter(_state_layer(network) if remembers else ())
+    elif folder == DAY0:
+        from specblock.adaptation.day0 import empty_drafter  # only where it is wanted
+
+        if adapt is None:
+            raise ConfigError(
+                "A day-0 drafter learns from what it serves: name a folder with --adapt for it."
+            )
+        drafter = empty_drafter(network, tokenizer, blocks=blocks)
     elif folder is not None:
         drafter = load_drafter(folder, network, tokenizer, blocks=blocks)
     layers = () if drafter is None else drafter.feature_layers
@@ -167,7 +173,7 @@ def assemble(
     if folder == LOOKUP:
         kind, learned = CopiesController, None
     else:
-        kind, learned = BudgetController, load_survival(folder)
+        kind, learned = BudgetController, None if folder == DAY0 else load_survival(folder)
     greedy, sampled = (kind(costs, model, heed_clock=True) for model in (learned, None))
     return Speculator(target, tokenizer, drafter, greedy, costs, sampled, adapt, TextCopies())
 
@@ -213,47 +219,6 @@ def _costs(
 def _state_layer(network) -> tuple[int, ...]:
     """The layer whose outputs tell best how a text will go on: the last but two."""
     return (max(0, text_config(network).num_hidden_layers - 3),)
-
-
-def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
-    """The folder of the drafter asked for, or ``LOOKUP``; None for plain decoding.
-
-    Args:
-        drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
-            ``"lookup"`` for others; ``"lookup"`` drafts from the text so far alone, for any model;
-            None decodes plainly.
-    """
-    name = None if drafter is None else str(drafter).lower()
-    if name in (None, "none"):
-        return None
-    if name == LOOKUP:
-        return LOOKUP
-    if name == "":
-        raise ConfigError("The drafter's name is empty: give a folder, 'auto', 'lookup' or 'none'.")
-    if name != "auto":
-        return Path(drafter)
-    shipped = shipped_drafter(model)
-    if shipped is None:
-        _say_lookup(model)
-    return shipped or LOOKUP
-
-
-def shipped_drafter(model: str) -> Path | None:
-    """The folder of the drafter that comes with SpecBlock for ``model``, if there is one."""
-    # the converted model's folder is the name with a digest behind it
-    if not Path(model).name.lower().startswith(DEFAULT_MODEL):
-        return None
-    shipped = Path(str(resources.files("specblock") / "weights" / DEFAULT_MODEL))
-    return shipped if (shipped / "config.json").is_file() else None
-
-
-@cache
-def _say_lookup(model: str) -> None:
-    """Once a process and model: what "auto" means here."""
-    _log.warning(
-        "No drafter ships for %s: drafting from the text itself (--drafter lookup); "
-        "docs/training.md says how to train one.", model or "this model",
-    )  # fmt: skip
 
 
 def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2, **settings) -> Drafter:
