@@ -10,23 +10,25 @@ from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import VOCABULARY, make_target
 
 from specblock.adaptation.day0 import empty_drafter
+from specblock.adaptation.doorway import adapt
 from specblock.adaptation.feedback.buffer import as_drafted
 from specblock.adaptation.feedback.served_tokens import ServedTokens
 from specblock.adaptation.learning.arms import FIT
 from specblock.adaptation.learning.beginning import cost_of_a_round
 from specblock.adaptation.state import export
+from specblock.budget.costs import CostTable
 from specblock.engine.loading import assemble, load_drafter
+from specblock.engine.named_drafter import DAY0, find_drafter
 from specblock.errors import ConfigError
-from specblock.tree.budgeting.cost import CostTable
 
 SETTINGS = {"policy": "always-full", "accept_z": 0.0, "heads_lr": 1e-3, "layers_lr": 1e-3}
 
 
 def speculator(folder=None, **settings):
-    return assemble(
-        make_target("llama"), make_tokenizer(), "day0", budget="fixed", calibrate="never",
-        adapt=config(**{**SETTINGS, **settings}, folder=folder),
-    )  # fmt: skip
+    network, tokenizer = make_target("llama"), make_tokenizer()
+    empty = empty_drafter(network, tokenizer)
+    made = assemble(network, tokenizer, empty, budget="fixed", calibrate="never")
+    return adapt(made, config(**{**SETTINGS, **settings}, folder=folder))
 
 
 def plain(count, **settings):
@@ -146,7 +148,8 @@ def test_it_is_always_the_same_and_needs_a_folder_or_settings():
     one, other = (empty_drafter(network, tokenizer).model.state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(ConfigError, match="--adapt"):
-        assemble(network, tokenizer, "day0", calibrate="never")
+        find_drafter("any", "day0")
+    assert find_drafter("any", "day0", adapts=True) == DAY0
 
 
 def test_a_rounds_cost_by_the_table():

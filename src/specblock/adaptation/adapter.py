@@ -34,7 +34,7 @@ from specblock.adaptation.state import resume, save
 from specblock.adaptation.status import status_of
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.memory import TextMemory
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.specblock.network import SpecBlockModel
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
 

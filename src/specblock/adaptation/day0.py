@@ -3,7 +3,7 @@
 Copies of the text and the memory of answers draft from the first token on. The network has the
 target's last layers, where these can be lent, and an input layer that knows nothing; so the budgets
 do not ask it. What is served leaves features and tokens, and once they are enough the closed form
-(:mod:`specblock.training.start.warm_start`) is tried. When held-out answers say that drafted rounds
+(:mod:`specblock.drafters.starting.warm_start`) is tried. When held-out answers say that drafted rounds
 then pay, the budgets may ask, and the network learns as any other does.
 """
 
@@ -18,12 +18,12 @@ from torch import nn
 from specblock.adaptation.learning.beginning import Beginning, cost_of_a_round
 from specblock.drafters.base import Budget
 from specblock.drafters.light import route_drafter
-from specblock.drafters.specblock.drafter import SpecBlockDrafter
+from specblock.drafters.specblock.propose import SpecBlockDrafter
+from specblock.drafters.starting.warm_start import copy_target_layers, start_shift_as_identity
 from specblock.target.model import Target
 from specblock.training.data.answers import draft_vocabulary
 from specblock.training.kinds import drafter_config, new_drafter
 from specblock.training.recipe import DrafterRecipe
-from specblock.training.start.warm_start import copy_target_layers, start_shift_as_identity
 
 __all__ = ["beginning_for", "empty_drafter"]
 

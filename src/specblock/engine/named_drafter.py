@@ -31,6 +31,10 @@ def find_drafter(
     name = None if drafter is None else str(drafter).lower()
     if name in (None, "none"):
         return None
+    if name == DAY0 and not adapts:
+        raise ConfigError(
+            "A day-0 drafter learns from what it serves: name a folder with --adapt for it."
+        )
     if name in (LOOKUP, DAY0):
         return name
     if name == "":

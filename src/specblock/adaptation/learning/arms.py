@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from specblock.drafters.layers import RMSNorm
-from specblock.drafters.specblock.model import SpecBlockModel, vocabulary_map
+from specblock.drafters.specblock.network import SpecBlockModel, vocabulary_map
 from specblock.kernels.linear import routed
 from specblock.kernels.route_table import RouteTable
 

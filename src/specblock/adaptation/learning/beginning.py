@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.budget.costs import CostTable
+from specblock.drafters.objectives.sequence import Sequence
+from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.starting.warm_start import fitting_input_layer
 from specblock.steps import Steps
-from specblock.training.features.reader import Sequence
-from specblock.training.start.warm_start import fitting_input_layer
-from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["FIT_GAIN", "Beginning", "cost_of_a_round"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from specblock.adaptation.config import AdaptationConfig
 from specblock.adaptation.feedback.buffer import FeedbackBuffer, Record
 from specblock.adaptation.learning.arms import FIT
-from specblock.training.objectives.noise import mixed_seed
+from specblock.drafters.objectives.noise import mixed_seed
 
 __all__ = ["Job", "job_of"]
 

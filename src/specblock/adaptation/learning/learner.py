@@ -26,11 +26,11 @@ from specblock.adaptation.learning.arms import (
 from specblock.adaptation.learning.beginning import Beginning
 from specblock.adaptation.learning.jobs import Job
 from specblock.adaptation.learning.judge import compare, judging
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.objectives.noise import mixed_seed
+from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.specblock.objective import ObjectiveConfig, SpecBlockObjective
 from specblock.steps import Steps, Stopwatch
 from specblock.training.evaluate.evaluator import TrainingLoss, make_batch
-from specblock.training.objectives.noise import mixed_seed
-from specblock.training.objectives.specblock import ObjectiveConfig, SpecBlockObjective
 
 Weights = dict[str, Tensor]
 
