@@ -14,7 +14,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 MEMORY = "memory"  # the policy that updates no weights
-IDLE = "idle"  # where updates run: in the gaps between requests
+IDLE, BETWEEN = "idle", "between-requests"  # where updates run
 
 
 class AdaptationConfig(StrictConfig):

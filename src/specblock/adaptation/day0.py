@@ -3,8 +3,8 @@
 Copies of the text and the memory of answers draft from the first token on. The network has the
 target's last layers, where these can be lent, and an input layer that knows nothing; so the budgets
 do not ask it. What is served leaves features and tokens, and once they are enough the closed form
-(:mod:`specblock.drafters.starting.warm_start`) is tried. When held-out answers say that drafted rounds
-then pay, the budgets may ask, and the network learns as any other does.
+(:mod:`specblock.drafters.starting.warm_start`) is tried. When held-out answers say that drafted
+rounds then pay, the budgets may ask, and the network learns as any other does.
 """
 
 from __future__ import annotations
