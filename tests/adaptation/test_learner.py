@@ -22,11 +22,11 @@ from specblock.adaptation.learning.arms import (
 )
 from specblock.adaptation.learning.judge import accepted_lengths, compare
 from specblock.adaptation.learning.learner import BETTER, NOT_FINITE, REVERTED, Job, Learner
+from specblock.drafters.specblock.forward import run_block, run_trunk
 from specblock.kernels.linear import route_linears, routed
 from specblock.kernels.products import available_routes
 from specblock.kernels.route_table import RouteTable
 from specblock.training.evaluate.evaluator import make_batch
-from specblock.training.objectives.specblock_forward import run_block, run_trunk
 
 SHAPE = {"cached_slots": 1, "slot_rank": 4, "sink": True}
 

@@ -6,15 +6,16 @@ import json
 import pytest
 import torch
 
+from specblock.api import load
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import BudgetController, CopiesController, FixedBudget
 from specblock.drafters.specblock.checkpoint import save_checkpoint
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.specblock.network import SpecBlockModel
 from specblock.engine import loading
-from specblock.engine.loading import assemble, find_drafter, load, load_drafter
+from specblock.engine.loading import assemble, find_drafter, load_drafter
 from specblock.engine.machine.calibrate import Calibration, calibration_key, calibration_path
 from specblock.errors import CheckpointError, ConfigError
 from specblock.kernels.route_table import RouteTable
-from specblock.tree.budgeting.cost import CostTable
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
 

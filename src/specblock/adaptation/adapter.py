@@ -30,10 +30,10 @@ from specblock.adaptation.learning.runners import make_runner
 from specblock.adaptation.state import resume, save
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.memory import TextMemory
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.objectives.noise import mixed_seed
+from specblock.drafters.specblock.network import SpecBlockModel
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
-from specblock.training.objectives.noise import mixed_seed
 
 _log = logging.getLogger("specblock")
 _LEAST_HELD_OUT = 2  # records; fewer give no spread to judge by

@@ -25,13 +25,13 @@ from specblock.adaptation.stored_state import (
     AdaptationStatus,
     check_identity,
 )
+from specblock.budget.survival import SurvivalModel
+from specblock.budget.survival_file import save_survival
 from specblock.drafters.checkpoint import stored_shapes, write_tensors
-from specblock.engine.trusting.survival_file import save_survival
 from specblock.errors import CheckpointError
 from specblock.storage import write_atomically
 from specblock.stored import restoring
 from specblock.training.loop.checkpoints import load_newest, save_next
-from specblock.tree.survival import SurvivalModel
 
 if TYPE_CHECKING:
     from specblock.adaptation.adapter import Adaptation

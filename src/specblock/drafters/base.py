@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from specblock.tree.budgeting.budget import BudgetController, CopiesController
+from specblock.budget.controller import BudgetController, CopiesController
+from specblock.budget.survival import SurvivalModel, Trials
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import SurvivalModel, Trials
 
 if TYPE_CHECKING:
     from specblock.drafters.proposing.proposal import Proposal
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Budget(Protocol):
     """How much to draft in a round; asked by the loop before it and while the tree grows.
 
-    :class:`specblock.tree.budgeting.budget.BudgetController` answers from measured costs,
+    :class:`specblock.budget.controller.BudgetController` answers from measured costs,
     :class:`FixedBudget` with constants.
     """
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specblock.training.features.reader import Sequence
-from specblock.training.objectives.noise import mixed_seed
+from specblock.drafters.objectives.noise import mixed_seed
+from specblock.drafters.objectives.sequence import Sequence
 
 PER_STRATUM = 2  # answers to one prompt may differ when they are sampled
 

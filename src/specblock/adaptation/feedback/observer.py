@@ -15,7 +15,7 @@ from torch import Tensor
 from specblock.adaptation.feedback.answer import AnswerObserver
 from specblock.adaptation.feedback.buffer import Record
 from specblock.adaptation.feedback.signals import RoundSignal, round_signal
-from specblock.training.features.reader import Sequence
+from specblock.drafters.objectives.sequence import Sequence
 from specblock.tree.accept import Acceptance
 from specblock.tree.draft_tree import DraftTree
 

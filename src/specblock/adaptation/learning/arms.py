@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from specblock.drafters.layers import RMSNorm
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.specblock.network import SpecBlockModel
 from specblock.kernels.linear import routed
 from specblock.kernels.route_table import RouteTable
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from specblock.adaptation.feedback.buffer import Record
 from specblock.adaptation.learning.steps import Steps, drained
-from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
+from specblock.drafters.objectives.head_loss import head_loss
+from specblock.drafters.objectives.noise import mixed_seed
+from specblock.drafters.specblock.forward import run_block, run_trunk
+from specblock.drafters.specblock.network import RANK_TOP, SpecBlockModel
 from specblock.training.evaluate.evaluator import make_batch
-from specblock.training.objectives.head_loss import head_loss
-from specblock.training.objectives.noise import mixed_seed
-from specblock.training.objectives.specblock_forward import run_block, run_trunk
 
 WIDTH = 3
 _TOGETHER = 8  # records of a forward, where nobody waits for it

@@ -24,10 +24,10 @@ from specblock.adaptation.learning.arms import (
 )
 from specblock.adaptation.learning.judge import compare, judging
 from specblock.adaptation.learning.steps import Steps, Stopwatch, drained
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.objectives.noise import mixed_seed
+from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.specblock.objective import ObjectiveConfig, SpecBlockObjective
 from specblock.training.evaluate.evaluator import TrainingLoss, make_batch
-from specblock.training.objectives.noise import mixed_seed
-from specblock.training.objectives.specblock import ObjectiveConfig, SpecBlockObjective
 
 Weights = dict[str, Tensor]
 

@@ -14,7 +14,7 @@ from specblock.adaptation.config import AdaptationConfig
 from specblock.adaptation.learning.arms import CORRECTION
 from specblock.adaptation.learning.learner import Attempt, Job, Learner, Weights, contained_attempt
 from specblock.drafters.specblock.config import SpecBlockConfig
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.specblock.network import SpecBlockModel
 
 _NICENESS = 10  # decoding goes first
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from specblock.adaptation.config import MEMORY, AdaptationConfig
+from specblock.adaptation.doorway import adapt as start_adapting
 from specblock.adaptation.replay.poison import LyingReducer
 from specblock.adaptation.replay.report import NEVER, Row, report_of
 from specblock.config import GenerationConfig
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.specblock.drafter import SpecBlockDrafter
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.specblock.propose import SpecBlockDrafter
 from specblock.engine.speculator import Speculator
 from specblock.errors import ConfigError, ContextError
 from specblock.kernels.linear import routed
@@ -176,21 +177,20 @@ def _runner(
     """A Speculator of its own for ``policy``, with the same target."""
     if fresh and folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-    settings = None
-    if policy != NEVER:
-        chosen = {"folder": folder, "policy": policy, "save_every_seconds": 1e9}
-        settings = adapt.replace(**chosen)
     budget, sampling = copy.deepcopy((speculator.budget, speculator.sampling_budget))
-    return Speculator(
+    runner = Speculator(
         speculator.target,
         speculator.tokenizer,
         copy_drafter(speculator.drafter),
         budget,
         speculator.costs,
         sampling,
-        settings,
         None if speculator.copies is None else TextCopies(),
     )
+    if policy == NEVER:
+        return runner
+    chosen = {"folder": folder, "policy": policy, "save_every_seconds": 1e9}
+    return start_adapting(runner, adapt.replace(**chosen))
 
 
 def copy_drafter(drafter: SpecBlockDrafter) -> SpecBlockDrafter:
