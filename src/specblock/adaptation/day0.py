@@ -19,7 +19,7 @@ from specblock.adaptation.learning.beginning import Beginning, cost_of_a_round
 from specblock.drafters.base import Budget
 from specblock.drafters.light import route_drafter
 from specblock.drafters.specblock.propose import SpecBlockDrafter
-from specblock.drafters.starting.warm_start import copy_target_layers, start_shift_as_identity
+from specblock.drafters.starting.warm_start import start_layers
 from specblock.target.model import Target
 from specblock.training.data.answers import draft_vocabulary
 from specblock.training.kinds import drafter_config, new_drafter
@@ -40,8 +40,7 @@ def empty_drafter(network: nn.Module, tokenizer, *, blocks: int = 2) -> SpecBloc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = new_drafter(network, config, d2t, t2d)
-    copy_target_layers(model, network)
-    start_shift_as_identity(model)
+        start_layers(model, network)
     embeddings = network.get_input_embeddings().weight
     model = model.to(device=network.device, dtype=network.dtype)
     model.input_layer.embed_tokens.weight = embeddings

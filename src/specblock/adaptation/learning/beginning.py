@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from specblock.budget.costs import CostTable
@@ -37,11 +36,6 @@ class Beginning:
     def fitting(self, master: SpecBlockModel, sequences: list[Sequence]) -> Steps[None]:
         """Solve the input layer on what was served; the layers are there already."""
         yield from fitting_input_layer(master, sequences)
-        if master.config.sink:
-            size = master.config.hidden_size
-            first = torch.stack([sequence.features[0, -size:].float() for sequence in sequences])
-            with torch.no_grad():
-                master.sink.copy_(first.mean(0))
 
     def least_pairs(self, master: SpecBlockModel) -> int:
         """Pairs below which the regression has more unknowns than equations."""
