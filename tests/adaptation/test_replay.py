@@ -12,7 +12,7 @@ from specblock.adaptation.replay import stream as module
 from specblock.adaptation.replay.poison import LyingReducer
 from specblock.adaptation.replay.report import Row, draw, regret_told, report_of
 from specblock.adaptation.replay.run import compare_policies
-from specblock.adaptation.replay.stream import Request
+from specblock.adaptation.replay.stream import Plan, Request
 from specblock.bench.suites.prompts import load_prompts
 from specblock.config import GenerationConfig
 from specblock.data import SHIFTING_STREAM
@@ -27,8 +27,10 @@ def stream(count):
 
 
 def play(out=None, count=6, **more):
-    settings = {"policies": POLICIES, "config": SHORT, "adapt": config(), "out": out, **more}
-    return compare_policies(make_speculator(), stream(count), **settings)
+    asked = {"config": SHORT, "adapt": config()}
+    asked |= {name: more.pop(name) for name in ("adapt", "progress") if name in more}
+    plan = Plan(**{"policies": POLICIES, "out": out, **more})
+    return compare_policies(make_speculator(), stream(count), plan, **asked)
 
 
 def test_the_report_has_what_was_promised(tmp_path):

@@ -30,33 +30,19 @@ _Progress = Callable[[int, int, dict[str, Any]], None]
 def compare_policies(
     speculator: Speculator,
     requests: Sequence[Request] | Sequence[KnownAnswer],
+    plan: Plan,
     *,
-    policies: Sequence[str],
     adapt: AdaptationConfig,
     config: GenerationConfig | None = None,
-    loads: Sequence[float] = (),
-    out: Path | None = None,
-    seed: int = 0,
-    poison: tuple[int, int] | None = None,
-    environment: dict[str, Any] | None = None,
-    checkpoint_every: int = 10,
     progress: _Progress = lambda done, of, report: None,
 ) -> dict[str, Any]:
-    """Answer ``requests`` in order under each of ``policies``.
+    """Answer ``requests`` in order under each of the plan's policies.
 
     Args:
         speculator: with a SpecBlock drafter; it is copied for every policy, not changed.
         requests: prompts to answer; or answers that are known, which are played back.
-        policies: of :data:`specblock.adaptation.replay.contenders.POLICIES`; with ``+at-once``
-            behind it one updates between two requests even where there are gaps.
         adapt: settings of the adapting policies; its folder, policy and place are not used.
         config: of generation; None for answers that are known.
-        loads: where given, requests arrive, and those that learn do so in the gaps of each load.
-        out: JSON report, written at every checkpoint. A report there with the same settings is
-            gone on with; the adaptations' states are kept beside it, in ``OUT.adapt``.
-        seed: of the order of the policies and of the arrivals.
-        poison: requests, first and behind the last, of which the feedback lies.
-        environment: what the figures were measured on, for the report.
 
     Returns:
         The report, see :func:`specblock.adaptation.replay.report.report_of`.
@@ -65,34 +51,41 @@ def compare_policies(
         ConfigError: an unknown policy, no SpecBlock drafter, a load that is no share, or a report
             of other settings.
     """
-    names = names_of(policies, loads)
+    names = names_of(plan.policies, plan.loads)
     check_drafter(speculator)
-    _check(loads, poison, played=config is None)
-    settings = {
-        **({} if poison is None else {"poison": list(poison)}),
-        "generation": None if config is None else config.to_dict(),
-        "adaptation": adapt.to_dict() | {"folder": None, "policy": "bandit"},
-        "policies": list(policies),
-        "loads": list(loads),
-        "requests": [request.id for request in requests],
-        "seed": seed,
-        "played_back": config is None,
-    }
-    rows = former_rows(out, settings)
-    contenders = _contenders(speculator, names, config, adapt, out, fresh=not rows)
+    _check(plan, played=config is None)
+    settings = _settings(requests, config, adapt, plan)
+    rows = former_rows(plan.out, settings)
+    contenders = _contenders(speculator, names, config, adapt, plan.out, fresh=not rows)
     for contender in contenders.values():
         if isinstance(contender, Live) and requests:
             contender.warm_up(requests[0].prompt, _WARM_UP_TOKENS)
-    plan = Plan(
-        names, settings, loads, seed, poison, environment or {}, out, checkpoint_every
-    )  # fmt: skip
-    return replay_stream(contenders, requests, plan, rows, progress)
+    return replay_stream(contenders, requests, plan, settings, rows, progress)
 
 
-def _check(loads: Sequence[float], poison: tuple[int, int] | None, *, played: bool) -> None:
-    if any(not 0 < load < 1 for load in loads) or len(set(loads)) < len(loads):
+def _settings(
+    requests: Sequence[Request] | Sequence[KnownAnswer],
+    config: GenerationConfig | None,
+    adapt: AdaptationConfig,
+    plan: Plan,
+) -> dict[str, Any]:
+    """What a report must agree on to be gone on with."""
+    return {
+        **({} if plan.poison is None else {"poison": list(plan.poison)}),
+        "policies": list(plan.policies),
+        "loads": list(plan.loads),
+        "seed": plan.seed,
+        "generation": None if config is None else config.to_dict(),
+        "adaptation": adapt.to_dict() | {"folder": None, "policy": "bandit"},
+        "requests": [request.id for request in requests],
+        "played_back": config is None,
+    }
+
+
+def _check(plan: Plan, *, played: bool) -> None:
+    if any(not 0 < load < 1 for load in plan.loads) or len(set(plan.loads)) < len(plan.loads):
         raise ConfigError("A load is a share of the machine's time between 0 and 1, named once.")
-    if poison is not None and played:
+    if plan.poison is not None and played:
         raise ConfigError("Feedback is poisoned where it is decoded: leave out --answers.")
 
 

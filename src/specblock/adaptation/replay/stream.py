@@ -43,17 +43,19 @@ class Plan:
     """What a replay does.
 
     Attributes:
-        names: of the contenders.
-        settings: what a report must agree on to be gone on with.
-        loads: shares of the machine's time that arriving requests would take.
+        policies: of :data:`specblock.adaptation.replay.contenders.POLICIES`; with ``+at-once``
+            behind it one updates between two requests even where there are gaps.
+        loads: shares of the machine's time that requests would take. Where given, requests arrive,
+            and those that learn do so in the gaps of each load.
         seed: of the order of the contenders and of the arrivals.
         poison: requests, first and behind the last, of which the feedback lies.
-        environment: what the figures are measured on.
-        out: JSON report, written at every checkpoint of so many requests.
+        environment: what the figures are measured on, for the report.
+        out: JSON report, written at every checkpoint. A report there with the same settings is gone
+            on with; the adaptations' states are kept beside it, in ``OUT.adapt``.
+        checkpoint_every: so many requests.
     """
 
-    names: Sequence[Name]
-    settings: dict[str, Any]
+    policies: Sequence[str]
     loads: Sequence[float] = ()
     seed: int = 0
     poison: tuple[int, int] | None = None
@@ -61,14 +63,10 @@ class Plan:
     out: Path | None = None
     checkpoint_every: int = 10
 
-    def report(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """What :func:`specblock.adaptation.replay.report.report_of` makes of rows."""
-        names = [str(name) for name in self.names]
-        return report_of(rows, names, self.settings, self.environment, self.arrivals(rows))
-
     def arrivals(self, rows: Sequence[Row]) -> dict[float, list[float]]:
-        """By load when the requests so far came, and when the next one does."""
-        base = NEVER if any(str(name) == NEVER for name in self.names) else str(self.names[0])
+        """By load when the requests so far came, and when the next one does: at the pace of never,
+        or of the first policy where never is not among them."""
+        base = NEVER if NEVER in self.policies else rows[0].policy if rows else ""
         seconds = [row.seconds for row in rows if row.policy == base]
         return {load: arrivals(seconds, load, self.seed) for load in self.loads}
 
@@ -77,13 +75,15 @@ def replay_stream(
     contenders: dict[Name, Contender],
     requests: Sequence[Any],
     plan: Plan,
+    settings: dict[str, Any],
     rows: Sequence[Row] = (),
     progress: Callable[[int, int, dict[str, Any]], None] = lambda done, of, report: None,
 ) -> dict[str, Any]:
-    """Answer ``requests`` in order with each of ``contenders``, one for every name of the plan.
+    """Answer ``requests`` in order with each of ``contenders``.
 
     Args:
         requests: what the contenders take, with an ``id`` and a ``task``.
+        settings: for the report.
         rows: of the requests that are done already, see :func:`former_rows`.
 
     Returns:
@@ -91,17 +91,22 @@ def replay_stream(
     """
     rows = list(rows)
     done = rows[-1].index + 1 if rows else 0
-    days = {name: _Day(contenders[name], name, plan, rows) for name in plan.names}
-    report = plan.report(rows)
+    days = {name: _Day(contenders[name], name, plan, rows) for name in contenders}
+
+    def report_so_far() -> dict[str, Any]:
+        names = [str(name) for name in contenders]
+        return report_of(rows, names, settings, plan.environment, plan.arrivals(rows))
+
+    report = report_so_far()
     for index in range(done, len(requests)):
         lying = plan.poison is not None and plan.poison[0] <= index < plan.poison[1]
         _poison(contenders.values(), lying)
-        order = random.Random(f"{plan.seed}:{index}").sample(list(plan.names), len(plan.names))
+        order = random.Random(f"{plan.seed}:{index}").sample(list(days), len(days))
         rows += _answered(days, order, requests[index], index, plan.arrivals(rows))
         last = index + 1 == len(requests)
         if last or (index + 1) % plan.checkpoint_every == 0:
             _keep(contenders.values(), last)
-            report = plan.report(rows)
+            report = report_so_far()
             if plan.out is not None:
                 write_atomically(plan.out, json.dumps(report, indent=1) + "\n")
             progress(index + 1, len(requests), report)

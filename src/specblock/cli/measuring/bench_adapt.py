@@ -18,42 +18,46 @@ if TYPE_CHECKING:
     from specblock.engine.speculator import Speculator
 
 
+_Stream = Annotated[
+    Path | None, typer.Option(help="JSONL file of prompts in order.", show_default="our own, short")
+]
+_Answers = Annotated[
+    Path | None,
+    typer.Option(help="Answers of 'specblock regenerate': played back by the measured costs."),
+]
+_Policies = Annotated[
+    str,
+    typer.Option(
+        help="Names, comma-separated: plain, never, lookup, memory, always-ARM, bandit, day0; "
+        "behind one that learns +at-once: not in gaps."
+    ),
+]
+_Load = Annotated[
+    str | None,
+    typer.Option(
+        help="Let requests arrive, at shares of the machine's time: 0.3,0.6,0.9. Those that learn "
+        "do so in the gaps of each."
+    ),
+]
+_Poison = Annotated[
+    str | None,
+    typer.Option(help="Let the feedback of requests FIRST:LAST lie, to see it contained."),
+]
+
+
 @verb
 def bench_adapt(
-    stream: Annotated[
-        Path | None,
-        typer.Option(help="JSONL file of prompts in order.", show_default="our own, short"),
-    ] = None,
-    answers: Annotated[
-        Path | None,
-        typer.Option(
-            help="Answers of 'specblock regenerate' instead: played back by the measured costs."
-        ),
-    ] = None,
+    stream: _Stream = None,
+    answers: _Answers = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N.")] = None,
-    policies: Annotated[
-        str,
-        typer.Option(
-            help="Names, comma-separated: plain, never, lookup, memory, always-ARM, bandit, day0; "
-            "behind one that learns +at-once: not in gaps."
-        ),
-    ] = "never,always-full,always-heads,bandit",
-    load: Annotated[
-        str | None,
-        typer.Option(
-            help="Let requests arrive, at shares of the machine's time: 0.3,0.6,0.9. Those that "
-            "learn do so in the gaps of each."
-        ),
-    ] = None,
+    policies: _Policies = "never,always-full,always-heads,bandit",
+    load: _Load = None,
     max_new_tokens: options.MaxNewTokens = 128,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,
     json_out: options.JsonOut = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves to this file.")] = None,
-    poison: Annotated[
-        str | None,
-        typer.Option(help="Let the feedback of requests FIRST:LAST lie, to see it contained."),
-    ] = None,
+    poison: _Poison = None,
     settings: Annotated[
         Path | None, typer.Option("--config", help="YAML or JSON file of adaptation settings.")
     ] = None,
@@ -67,6 +71,7 @@ def bench_adapt(
     from specblock.adaptation.config import AdaptationConfig
     from specblock.adaptation.replay.contenders import names_of
     from specblock.adaptation.replay.run import compare_policies
+    from specblock.adaptation.replay.stream import Plan
     from specblock.bench.environment import describe_environment
     from specblock.config import GenerationConfig
 
@@ -77,19 +82,11 @@ def bench_adapt(
     speculator = _opened(model, drafter, dtype, device, threads)
     requests = _known(answers, stream, limit) if answers else _requests(stream, limit, speculator)
     config = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    plan = Plan(asked, loads, seed, lying, describe_environment(speculator), json_out)
     report = compare_policies(
-        speculator,
-        requests,
-        policies=asked,
-        config=None if answers else config,
-        adapt=adapt,
-        loads=loads,
-        out=json_out,
-        seed=seed,
-        poison=lying,
-        environment=describe_environment(speculator),
+        speculator, requests, plan, adapt=adapt, config=None if answers else config,
         progress=_say_progress,
-    )
+    )  # fmt: skip
     _say_result(report, plot)
 
 
