@@ -61,6 +61,14 @@ Concurrency = Annotated[
     ),
 ]
 
+Costs = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Cost sheet of another machine, by name or file; several: a playback, no clock is "
+        "read. What ships: paper-a100-llama-3.1-8b, h100-llama-3.1-8b, h100-qwen3-8b.",
+    ),
+]
+
 
 @verb
 def bench(
@@ -83,10 +91,12 @@ def bench(
     exact: options.Exact = None,
     budget: Budget = "measured",
     concurrency: Concurrency = None,
+    costs: Costs = None,
 ) -> None:
     """Measure methods against each other, interleaved prompt by prompt.
 
     With --concurrency: many clients at once, by the engine and by transformers.
+    With --costs: the same rounds in the seconds of other machines.
     """
     from specblock.bench import load_suite
     from specblock.bench.suites.prompts import check_templates
@@ -103,6 +113,13 @@ def bench(
             concurrency, methods, chosen, prompts or "own", config, json_out,
             model=model, drafter=drafter, dtype=dtype, device=device, threads=threads, exact=exact,
         )  # fmt: skip
+        return
+    if costs:
+        from specblock.cli.measuring.playback import bench_playback
+
+        settings = {"max_new_tokens": max_new_tokens, "seed": seed, "suite": prompts or "own"}
+        placed = model, dtype, device, threads
+        bench_playback(costs, methods, chosen, settings, drafter or [], placed, json_out, resume)
         return
     earlier, placement = json_out if resume else None, (dtype, device, threads)
     field = open_field(model, methods, drafter or [], placement, exact, budget, earlier)
