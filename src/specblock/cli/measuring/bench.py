@@ -106,20 +106,11 @@ def bench(
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     config = GenerationConfig(max_new_tokens=max_new_tokens, seed=seed, **sampling)
     chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
-    if concurrency is not None:
-        from specblock.cli.measuring.load import bench_load
-
-        bench_load(
-            concurrency, methods, chosen, prompts or "own", config, json_out,
-            model=model, drafter=drafter, dtype=dtype, device=device, threads=threads, exact=exact,
+    if concurrency is not None or costs:
+        _another_kind(
+            concurrency, costs, methods, chosen, prompts or "own", config, json_out, resume, exact,
+            model=model, drafter=drafter, dtype=dtype, device=device, threads=threads,
         )  # fmt: skip
-        return
-    if costs:
-        from specblock.cli.measuring.playback import bench_playback
-
-        settings = {"max_new_tokens": max_new_tokens, "seed": seed, "suite": prompts or "own"}
-        placed = model, dtype, device, threads
-        bench_playback(costs, methods, chosen, settings, drafter or [], placed, json_out, resume)
         return
     earlier, placement = json_out if resume else None, (dtype, device, threads)
     field = open_field(model, methods, drafter or [], placement, exact, budget, earlier)
@@ -129,6 +120,31 @@ def bench(
     _say_result(report)
     if not report["rows"]:
         raise SpecBlockError("No prompt could be answered: see above what is wrong with each.")
+
+
+def _another_kind(
+    concurrency: str | None,
+    costs: list[str] | None,
+    methods: str,
+    chosen: list[BenchPrompt],
+    suite: str,
+    config: GenerationConfig,
+    out: Path | None,
+    resume: bool,
+    exact: bool | None,
+    **placement: Any,
+) -> None:
+    """Many clients at once, or a playback."""
+    if concurrency is not None:
+        from specblock.cli.measuring.load import bench_load
+
+        bench_load(concurrency, methods, chosen, suite, config, out, exact=exact, **placement)
+        return
+    from specblock.cli.measuring.playback import bench_playback
+
+    if not config.sampling().greedy:
+        raise ConfigError("With --costs answers are greedy: leave --temperature at 0.")
+    bench_playback(costs or [], methods, chosen, suite, config, out, resume, **placement)
 
 
 def _measure(

@@ -11,34 +11,41 @@ import typer
 
 from specblock.bench.suites.prompts import BenchPrompt
 from specblock.cli.support import say_step
+from specblock.config import GenerationConfig
 from specblock.errors import ConfigError
 
 if TYPE_CHECKING:
     from specblock.bench.playback.answers import Asked
     from specblock.bench.playback.run import Row
+    from specblock.bench.playback.sheet import CostSheet
 
 
 def bench_playback(
     costs: Sequence[str],
     methods: str,
     chosen: Sequence[BenchPrompt],
-    settings: dict[str, Any],
-    drafters: list[str],
-    placement: tuple[str, str, str, int | None],
+    suite: str,
+    config: GenerationConfig,
     out: Path | None,
     resume: bool,
+    *,
+    model: str,
+    drafter: list[str] | None,
+    dtype: str,
+    device: str,
+    threads: int | None,
 ) -> None:
     """Answer the prompts plainly, play the methods on the answers, print the tables.
 
     Args:
         costs: names or files of cost sheets.
-        settings: what a resumed run must have in common: ``max_new_tokens``, ``seed``, ``suite``.
-        placement: model, dtype, device, threads.
+        suite: what the prompts are called in the report.
     """
     import torch
 
     import specblock
     from specblock.bench.environment import describe_environment
+    from specblock.bench.measure.journal import digest_of
     from specblock.bench.measure.weights import find_weights
     from specblock.bench.playback.answers import ask
     from specblock.bench.playback.report import play_all, playback_markdown, read_playback
@@ -46,17 +53,24 @@ def bench_playback(
     from specblock.bench.playback.sheet import find_sheet
 
     sheets = [find_sheet(name) for name in dict.fromkeys(costs)]
-    model, dtype, device, threads = placement
-    folders = find_weights(model, drafters)
+    folders = find_weights(model, drafter or [])
+    settings = {
+        "max_new_tokens": config.max_new_tokens,
+        "seed": config.seed,
+        "suite": suite,
+        "prompts": digest_of(chosen),
+        "target": Path(model).name,
+        "dtype": dtype,
+    }
     names = [name.strip() for name in methods.split(",") if name.strip()]
     specs = check_methods(names, sheets, folders)
     if threads is not None:
         torch.set_num_threads(threads)
-    answers, done = _earlier(out, settings) if resume else ([], [])
+    answers, done = _earlier(out, settings, sheets) if resume else ([], [])
     speculator = specblock.load(model, drafter=None, dtype=dtype, device=device, on_step=say_step)
     if not answers:
         say_step("plain decoding")
-        answers = ask(speculator, chosen, settings["max_new_tokens"], _say_progress)
+        answers = ask(speculator, chosen, config.max_new_tokens, _say_progress)
     network = speculator.target.model
     player = Player(network, speculator.tokenizer, folders, answers, _say_progress)
     about = {"settings": settings, "environment": describe_environment(speculator)}
@@ -64,7 +78,9 @@ def bench_playback(
     typer.echo(playback_markdown(read_playback(report)), nl=False)
 
 
-def _earlier(out: Path | None, settings: dict[str, Any]) -> tuple[list[Asked], list[Row]]:
+def _earlier(
+    out: Path | None, settings: dict[str, Any], sheets: Sequence[CostSheet]
+) -> tuple[list[Asked], list[Row]]:
     """Answers and rows of the report that a run goes on with; none where there is no file."""
     from specblock.bench.playback.answers import Asked
     from specblock.bench.playback.run import Row
@@ -73,7 +89,9 @@ def _earlier(out: Path | None, settings: dict[str, Any]) -> tuple[list[Asked], l
         return [], []
     try:
         report = json.loads(out.read_text(encoding="utf-8"))
-        same = report["settings"] == settings
+        before = {sheet["name"]: sheet for sheet in report["playback"]}
+        again = json.loads(json.dumps({sheet.name: sheet.to_dict() for sheet in sheets}))
+        same = report["settings"] == settings and before == again
         answers = [Asked.from_dict(one) for one in report["answers"]]
         rows = [Row(**row) for row in report["rows"]]
     except (OSError, ValueError, KeyError, TypeError):
