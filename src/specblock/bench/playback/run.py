@@ -144,7 +144,7 @@ class Player:
 
     def _texts(self, drafter: Drafter) -> list[Known]:
         """The answers with the features that the drafter reads."""
-        layers = drafter.feature_layers
+        layers = drafter.feature_layers or (0,)  # lookup reads none: any will do
         if layers not in self._known:
             every = torch.ones(self.network.config.vocab_size, dtype=torch.bool)
             reader = FeatureReader(self.network, layers, every, top=1)

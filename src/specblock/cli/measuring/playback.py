@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ import typer
 from specblock.bench.suites.prompts import BenchPrompt
 from specblock.cli.support import say_step
 from specblock.config import GenerationConfig
-from specblock.errors import ConfigError
+from specblock.errors import ConfigError, SpecBlockError
 
 if TYPE_CHECKING:
+    from specblock.bench.measure.methods import MethodSpec
     from specblock.bench.playback.answers import Asked
     from specblock.bench.playback.run import Row
     from specblock.bench.playback.sheet import CostSheet
@@ -44,16 +45,18 @@ def bench_playback(
     import torch
 
     import specblock
-    from specblock.bench.environment import describe_environment
     from specblock.bench.measure.journal import digest_of
     from specblock.bench.measure.weights import find_weights
-    from specblock.bench.playback.answers import ask
-    from specblock.bench.playback.report import play_all, playback_markdown, read_playback
-    from specblock.bench.playback.run import Player, check_methods
+    from specblock.bench.playback.report import playback_markdown, read_playback
+    from specblock.bench.playback.run import check_methods
     from specblock.bench.playback.sheet import find_sheet
 
     sheets = [find_sheet(name) for name in dict.fromkeys(costs)]
     folders = find_weights(model, drafter or [])
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    specs = check_methods(names, sheets, folders)
+    if threads is not None:
+        torch.set_num_threads(threads)
     settings = {
         "max_new_tokens": config.max_new_tokens,
         "seed": config.seed,
@@ -62,20 +65,37 @@ def bench_playback(
         "target": Path(model).name,
         "dtype": dtype,
     }
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    specs = check_methods(names, sheets, folders)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    answers, done = _earlier(out, settings, sheets) if resume else ([], [])
+    earlier = _earlier(out, settings, sheets) if resume else ([], [])
     speculator = specblock.load(model, drafter=None, dtype=dtype, device=device, on_step=say_step)
+    report = _played(speculator, chosen, specs, sheets, folders, settings, earlier, out)
+    typer.echo(playback_markdown(read_playback(report)), nl=False)
+
+
+def _played(
+    speculator: Any,
+    chosen: Sequence[BenchPrompt],
+    specs: Mapping[str, MethodSpec],
+    sheets: Sequence[CostSheet],
+    folders: Mapping[str, Path],
+    settings: dict[str, Any],
+    earlier: tuple[list[Asked], list[Row]],
+    out: Path | None,
+) -> dict[str, Any]:
+    """The report of answers, drawn here where ``earlier`` has none, and of rounds on them."""
+    from specblock.bench.environment import describe_environment
+    from specblock.bench.playback.answers import ask
+    from specblock.bench.playback.report import play_all
+    from specblock.bench.playback.run import Player
+
+    answers, done = earlier
     if not answers:
         say_step("plain decoding")
-        answers = ask(speculator, chosen, config.max_new_tokens, _say_progress)
-    network = speculator.target.model
-    player = Player(network, speculator.tokenizer, folders, answers, _say_progress)
+        answers = ask(speculator, chosen, settings["max_new_tokens"], _say_progress)
+    if not answers:
+        raise SpecBlockError("No prompt could be answered with two tokens or more.")
+    player = Player(speculator.target.model, speculator.tokenizer, folders, answers, _say_progress)
     about = {"settings": settings, "environment": describe_environment(speculator)}
-    report = play_all(player, specs, sheets, about, done, out, say_step)
-    typer.echo(playback_markdown(read_playback(report)), nl=False)
+    return play_all(player, specs, sheets, about, done, out, say_step)
 
 
 def _earlier(
