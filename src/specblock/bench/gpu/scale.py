@@ -1,0 +1,83 @@
+"""How large the stages are: on a GPU, and in the rehearsal on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from specblock.bench.costs.shapes import SHAPES, Shape
+
+__all__ = ["FULL", "REHEARSAL", "Scale"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Attributes:
+
+    device, dtype: of everything that is measured.
+    shapes: of targets whose costs are measured, by name.
+    embedded: whether the embedded model and its drafters are decoded with; else random ones of
+        the first shape.
+    rounds: of each drafter and budget, under the clock. context: positions before them.
+    nodes: budgets of drafting.
+    prompts, new_tokens: of the bench.
+    clients: that ask at the same time.
+    steps: most optimiser steps of each kind of drafter; 0: as the clock allows.
+    save_seconds: between two copies of the weights.
+    limits: seconds of each stage, everything included.
+    """
+
+    device: str
+    dtype: torch.dtype
+    shapes: Mapping[str, Shape]
+    embedded: bool
+    rounds: int
+    context: int
+    nodes: tuple[int, ...]
+    prompts: int
+    new_tokens: int
+    clients: tuple[int, ...]
+    steps: int
+    save_seconds: float
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+FULL = Scale(
+    device="cuda",
+    dtype=torch.bfloat16,
+    shapes={name: SHAPES[name] for name in ("llama-3.1-8b", "qwen3-8b")},
+    embedded=True,
+    rounds=20,
+    context=256,
+    nodes=(60, 90),
+    prompts=12,
+    new_tokens=96,
+    clients=(1, 16),
+    steps=0,
+    save_seconds=120.0,
+    limits={"check": 90, "cost": 150, "train": 300, "bench": 150, "profile": 45},
+)
+_TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+REHEARSAL = Scale(
+    device="cpu",
+    dtype=torch.float32,
+    shapes={"tiny": Shape("llama", 8, 49152, 512, 1e4, _TINY)},
+    embedded=False,
+    rounds=2,
+    context=16,
+    nodes=(8, 12),
+    prompts=1,
+    new_tokens=8,
+    clients=(1, 2),
+    steps=2,
+    save_seconds=0.0,
+    limits=dict.fromkeys(FULL.limits, 120),
+)
