@@ -7,7 +7,6 @@ one. Rows beyond the tree repeat its root behind it; nothing ever looks at what 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from weakref import ReferenceType, ref
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from specblock.errors import ConfigError
+from specblock.kernels.recording import Recorder, Recording
 from specblock.target.cache import PathCache
 from specblock.target.fixed import FixedView
 from specblock.target.masks import SLIDING
@@ -27,15 +27,13 @@ __all__ = ["ROWS", "StaticTarget"]
 
 ROWS = (1, 8, 16, 32, 64)
 _SMALLEST = 1024  # positions of the cache; larger ones double
-_WARM_UP = 2  # forwards before one is recorded: what libraries make at a first call is there then
-_log = logging.getLogger("specblock")
 
 
 class _Recorded:
     """A forward of so many rows: its inputs, and its outputs once it ran."""
 
     def __init__(self, target: StaticTarget, cache: PathCache, rows: int):
-        self._target, self._device = target, target.device
+        self._target = target
         self._view = FixedView(cache, rows, target.device)
         self._ids = torch.zeros(1, rows, dtype=torch.int64, device=target.device)
         self._positions = torch.zeros_like(self._ids)
@@ -43,8 +41,7 @@ class _Recorded:
         self._mask = torch.zeros(shape, dtype=target.dtype, device=target.device)
         self._rows = torch.arange(rows, device=target.device)
         self._lowest = torch.finfo(target.dtype).min
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._output: TargetOutput | None = None
+        self._recording = Recording(self._forward, target.recorder)
 
     def run(self, tree: DraftTree, length: int) -> TargetOutput:
         """Logits and features of the tree's nodes behind ``length`` positions."""
@@ -58,28 +55,9 @@ class _Recorded:
         self._mask[..., :length] = 0.0
         seen = tree.ancestor_mask()
         self._mask[0, 0, :count, length : length + count].masked_fill_(seen, 0.0)
-        if self._target.captured:
-            self._replay()
-        else:
-            self._output = self._forward()
+        output = self._recording.run()
         # the next replay writes over them
-        return TargetOutput(
-            self._output.logits[:count].clone(), self._output.features[:count].clone()
-        )
-
-    def _replay(self) -> None:
-        if self._graph is None:
-            side = torch.cuda.Stream(self._device)
-            side.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UP):
-                    self._forward()
-            torch.cuda.current_stream(self._device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._output = self._forward()
-            self._graph = graph
-        self._graph.replay()
+        return TargetOutput(output.logits[:count].clone(), output.features[:count].clone())
 
     def _forward(self) -> TargetOutput:
         return self._target.forward_static(self._ids, self._mask, self._positions, self._view)
@@ -96,8 +74,7 @@ class StaticTarget(Target):
         capacity: positions of the cache to begin with.
 
     Attributes:
-        captured: whether forwards are recorded as CUDA graphs; False on a CPU, and where a
-            recording failed.
+        recorder: says whether forwards are recorded as CUDA graphs.
 
     Raises :class:`ConfigError` where a forward's shapes depend on the text: sliding windows,
     frequencies that depend on the longest position.
@@ -113,7 +90,7 @@ class StaticTarget(Target):
                 "Static shapes need full attention in every layer and positions that do not depend "
                 "on the text's length, which this model lacks; decode it with Target."
             )
-        self.captured = self.device.type == "cuda"
+        self.recorder = Recorder(self.device)
         self._capacity = capacity
         self._cache: PathCache | None = None
         self._owner: ReferenceType[Text] | None = None
@@ -169,14 +146,7 @@ class StaticTarget(Target):
         rows = next(size for size in ROWS if size >= len(tree))
         if rows not in self._recorded:
             self._recorded[rows] = _Recorded(self, self._cache, rows)
-        try:
-            return self._recorded[rows].run(tree, text.length)
-        except RuntimeError as error:
-            if not self.captured:
-                raise
-            _log.warning("Rounds are not captured as CUDA graphs, but run eagerly: %s", error)
-            self.captured, self._recorded = False, {}
-            return self._verify(text, tree)
+        return self._recorded[rows].run(tree, text.length)
 
     def forward_static(
         self, ids: Tensor, mask: Tensor, positions: Tensor, view: FixedView

@@ -23,6 +23,7 @@ from specblock.bench.measure.meter import MeteredDrafter
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.light import route_drafter
 from specblock.drafters.registry import make_drafter
+from specblock.drafters.static.drafter import StaticDrafter
 from specblock.engine.machine.calibrate import measured_routes
 from specblock.engine.machine.measure import measure_costs
 from specblock.errors import ConfigError
@@ -50,6 +51,7 @@ def drafting_cost(
     context: int = 256,
     accepted: int = 4,
     seed: int = 0,
+    static: bool = False,
     on_step: OnStep = lambda step: None,
 ) -> dict[str, Any]:
     """Measure seconds per round of drafting at equal node budgets, and verification by nodes.
@@ -61,6 +63,7 @@ def drafting_cost(
         rounds: measured rounds per drafter and budget.
         context: positions in the drafters' caches before the first round.
         accepted: pairs that enter the cache in every round.
+        static: also EAGLE-3 and SpecBlock with static shapes, captured on a GPU.
 
     Returns:
         JSON values: ``parameters``, ``drafting`` (by drafter and budget: seconds with quartiles,
@@ -82,6 +85,8 @@ def drafting_cost(
     torch.manual_seed(seed)
     on_step("building the drafters")
     drafters = _build(shape, torch.device(device), dtype, max(nodes))
+    if static:
+        drafters |= {f"{name}, static": _static(drafters[name]) for name in (RIVAL, "specblock")}
     drafting: dict[str, dict[str, Any]] = {name: {} for name in drafters}
     for budget in nodes:
         on_step(f"drafting {budget} nodes")
@@ -134,6 +139,11 @@ def _build(
         for linear in (linear for network in networks for linear in routed(network)):
             linear.use(table)
     return drafters
+
+
+def _static(metered: MeteredDrafter) -> MeteredDrafter:
+    """The same network in static shapes."""
+    return MeteredDrafter(StaticDrafter(metered.drafter.another()))
 
 
 def _rounds(

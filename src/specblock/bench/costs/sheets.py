@@ -1,4 +1,4 @@
-"""A cost sheet of this machine at a shape: every kind of call, with random weights, by the clock."""
+"""A cost sheet of this machine at a shape: every kind of call by the clock, random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from specblock.drafters.base import Drafter
 from specblock.drafters.light import route_drafter
 from specblock.drafters.registry import make_drafter
 from specblock.engine.machine.calibrate import measured_routes
-from specblock.engine.machine.measure import DRAFT_LEAVES, DRAFT_PAIRS, measure_costs, time_in_turns
+from specblock.engine.machine.measure import DRAFT_LEAVES, DRAFT_PAIRS, star, time_in_turns
 from specblock.kernels.linear import routed
 from specblock.target.model import Target
 from specblock.tree.budgeting.cost import CostTable
@@ -24,6 +24,7 @@ from specblock.tree.growth import GrowthPolicy
 
 __all__ = ["measured_sheet", "random_target"]
 
+TARGET_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
 _KINDS = ("eagle3", "specblock")
 OnStep = Callable[[str], None]
 
@@ -59,17 +60,19 @@ def measured_sheet(
     Args:
         shape: of the target, with random weights. context: positions in the drafters' caches.
     """
-    verify = measure_costs(target, None, on_step, seed).target
     generator, tables = torch.Generator().manual_seed(seed), {}
+    tokens = torch.randint(0, shape.vocab_size, (context,), generator=generator).to(target.device)
+    on_step(f"the target over 1 to {TARGET_ROWS[-1]} rows")
+    target.reset(context + TARGET_ROWS[-1])
+    target.prefill(tokens)
+    sizes = {rows: partial(target.verify, star(rows, target)) for rows in TARGET_ROWS}
+    verify = time_in_turns(sizes, target).settled
     for kind in _KINDS:
         on_step(f"the calls of {kind}")
         drafter = _drafter(shape, kind, target)
         width = len(drafter.feature_layers) * shape.sizes["hidden_size"]
         features = torch.randn(context, width, generator=generator).to(target.device, target.dtype)
-        tokens = torch.randint(0, shape.vocab_size, (context,), generator=generator)
-        calls = drafter.measurements(features, tokens.to(target.device), DRAFT_PAIRS, DRAFT_LEAVES)
-        target.reset(context + 1)
-        target.prefill(tokens.to(target.device))
+        calls = drafter.measurements(features, tokens, DRAFT_PAIRS, DRAFT_LEAVES)
         root = DraftTree.root_only(0, target.device)
         first, later = (
             time_in_turns(sizes, target, partial(target.verify, root)).changed for sizes in calls

@@ -85,7 +85,7 @@ def static_rows(own: Subject) -> dict[str, Any]:
         found.append(target.verify(tree).logits)
     largest = float((found[0] - found[1]).abs().max())
     assert largest <= _TOLERANCE[torch.float32], f"logits differ by {largest:.3g}"
-    return {"largest_difference": largest, "captured": static.captured}
+    return {"largest_difference": largest, "captured": static.recorder.captures}
 
 
 def lossless(own: Subject, scale: Scale, temperature: float) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from specblock.bench.costs.sheets import measured_sheet, random_target
 from specblock.bench.gpu.record import Record
 from specblock.bench.gpu.scale import Scale
 from specblock.bench.measure.compiled import CompiledTarget
+from specblock.bench.playback.sheet import CostSheet
 from specblock.engine.machine.measure import star
 from specblock.storage import write_atomically
 from specblock.target.model import Target
 from specblock.target.static import ROWS, StaticTarget
+from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["cost"]
 
@@ -38,12 +40,34 @@ def cost(scale: Scale, record: Record, _work: Path) -> None:
         _forget()
         record.item(f"drafting, {name}", partial(drafting, shape, scale))
         _forget()
+        found = [record.items[f"{item}, {name}"] for item in ("static rows", "drafting")]
+        record.item(f"captured sheet, {name}", partial(captured, name, *found, record.folder))
 
 
 def sheet(name: str, shape: Shape, target: Target, scale: Scale, folder: Path) -> dict[str, Any]:
     """The cost sheet, also as a file for ``specblock bench --costs``."""
     label = f"measured-{name}"
     found = measured_sheet(label, shape, target, context=scale.context).to_dict()
+    write_atomically(folder / "sheets" / f"{label}.json", json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def captured(
+    name: str, rows: dict[str, Any], rounds: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """The sheet of rounds with static shapes, also as a file: the target's forwards by rows; whole
+    rounds of drafting, divided evenly among their calls, as the published sheet has it."""
+    target = {int(size): seconds for size, seconds in rows["static"].items()}
+    tables = {}
+    for kind in ("eagle3", "specblock"):
+        whole = next(iter(rounds["drafting"][f"{kind}, static"].values()))
+        call = whole["seconds"] / whole["calls"]
+        tables[kind] = CostTable(target, {1: call}, {1: call})
+    graphs = "CUDA graphs" if rows["captured"] else "eager"
+    label, where = f"captured-{name}", rounds["environment"]
+    about = f"{where['gpu'] or where['cpu']}, the shape of {name}"
+    how = f"measured, random weights, static shapes, {graphs}"
+    found = CostSheet(label, about, how, tables).to_dict()
     write_atomically(folder / "sheets" / f"{label}.json", json.dumps(found, indent=1) + "\n")
     return found
 
@@ -57,6 +81,7 @@ def drafting(shape: Shape, scale: Scale) -> dict[str, Any]:
         nodes=scale.nodes,
         rounds=scale.rounds,
         context=scale.context,
+        static=True,
     )
 
 
@@ -68,7 +93,7 @@ def static_rows(target: Target, scale: Scale) -> dict[str, Any]:
         for name, one in (("dynamic", target), ("static", static)):
             _begin(one, scale)
             seconds[name][str(rows)] = _typical(partial(one.verify, star(rows, one)), one.device)
-    return {**seconds, "captured": static.captured}
+    return {**seconds, "captured": static.recorder.captures}
 
 
 def plain_steps(target: Target, scale: Scale) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from specblock.bench import load_suite
 from specblock.bench.gpu.record import Record
 from specblock.bench.gpu.scale import Scale
-from specblock.bench.gpu.subject import PROMPTS, Subject, subject
+from specblock.bench.gpu.subject import PROMPTS, subject
 from specblock.bench.load.run import measure
 from specblock.bench.measure.contender import Contender
 from specblock.bench.measure.field import Field, assemble_field
@@ -18,27 +18,27 @@ from specblock.bench.measure.profile import profile_rounds
 from specblock.bench.runner import run
 from specblock.config import GenerationConfig
 from specblock.drafters.base import FixedBudget
+from specblock.drafters.static.drafter import StaticDrafter
 from specblock.engine.speculator import Speculator
-from specblock.target.static import ROWS, StaticTarget
+from specblock.target.static import StaticTarget
 
 __all__ = ["bench", "profile"]
 
 METHODS = ("plain", "lookup", "eagle3", "specblock-paper", "specblock")
-CAPTURED = ("plain", "eagle3", "specblock-paper")  # also with the target's captured forwards
-_WHOLE = ROWS[-1] - 1  # draft nodes of the largest static size
+CAPTURED = ("plain", "eagle3", "specblock-paper")  # also with captured forwards
 
 
 def bench(scale: Scale, record: Record, work: Path) -> None:
     """One request at a time, then several clients."""
     own = subject(scale, work)
-    record.item("one request", partial(one_request, own, scale, record.folder))
-    record.item("clients", partial(clients, own, scale, record.folder))
-
-
-def one_request(own: Subject, scale: Scale, folder: Path) -> dict[str, Any]:
-    """All methods in turns; the report is a file for ``specblock report``."""
     methods = METHODS if scale.device == "cpu" else ("plain", "plain-compiled", *METHODS[1:])
     field = assemble_field(own.network, own.tokenizer, methods, own.folders, exact=False)
+    record.item("one request", partial(one_request, field, scale, record.folder))
+    record.item("clients", partial(clients, field, scale, record.folder))
+
+
+def one_request(field: Field, scale: Scale, folder: Path) -> dict[str, Any]:
+    """All methods in turns; the report is a file for ``specblock report``."""
     contenders = {**field.contenders, **captured(field)}
     config = GenerationConfig(max_new_tokens=scale.new_tokens)
     report = run(
@@ -52,12 +52,12 @@ def one_request(own: Subject, scale: Scale, folder: Path) -> dict[str, Any]:
     )
     keys = ("tokens_per_second", "accepted_length", "speedup", "identical_answers", "answers")
     found = {name: {key: own[key] for key in keys} for name, own in report["methods"].items()}
-    graphs = contenders["plain, captured"].speculator.target.captured
+    graphs = contenders["plain, captured"].speculator.target.recorder.captures
     return {"methods": found, "divergences": len(report["divergences"]), "captured": graphs}
 
 
 def captured(field: Field) -> dict[str, Contender]:
-    """Methods over a target whose verifications have static shapes; budgets are fixed."""
+    """Methods whose verifications and drafts have static shapes; budgets are fixed."""
     found = {}
     for name in CAPTURED:
         before = field.contenders[name].speculator
@@ -66,15 +66,14 @@ def captured(field: Field) -> dict[str, Contender]:
         if drafter is None:
             speculator = Speculator(target, before.tokenizer)
         else:
-            metered = MeteredDrafter(drafter.drafter.another())
+            metered = MeteredDrafter(StaticDrafter(drafter.drafter.another()))
             speculator = Speculator(target, before.tokenizer, metered, FixedBudget(60))
         found[f"{name}, captured"] = Contender(speculator)
     return found
 
 
-def clients(own: Subject, scale: Scale, folder: Path) -> dict[str, Any]:
+def clients(field: Field, scale: Scale, folder: Path) -> dict[str, Any]:
     """Plain decoding and SpecBlock with as many clients as asked for."""
-    field = assemble_field(own.network, own.tokenizer, ["specblock"], own.folders, exact=False)
     speculator = field.contenders["specblock"].speculator
     prompts = [speculator.encode(text) for text in PROMPTS]
     config = GenerationConfig(max_new_tokens=scale.new_tokens)

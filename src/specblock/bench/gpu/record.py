@@ -1,4 +1,4 @@
-"""What a stage has found so far: on the disk after every item, gone on with, honest about failures."""
+"""What a stage has found so far: on the disk after every item, failures too, and gone on with."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class Scale:
 
     device, dtype: of everything that is measured.
     shapes: of targets whose costs are measured, by name.
-    embedded: whether the embedded model and its drafters are decoded with; else random ones of
-        the first shape.
+    decoded: shape of the random target and drafters that are decoded with; None: the embedded
+        model and its drafters.
     rounds: of each drafter and budget, under the clock. context: positions before them.
     nodes: budgets of drafting.
     prompts, new_tokens: of the bench.
@@ -32,7 +32,7 @@ class Scale:
     device: str
     dtype: torch.dtype
     shapes: Mapping[str, Shape]
-    embedded: bool
+    decoded: Shape | None
     rounds: int
     context: int
     nodes: tuple[int, ...]
@@ -48,7 +48,7 @@ FULL = Scale(
     device="cuda",
     dtype=torch.bfloat16,
     shapes={name: SHAPES[name] for name in ("llama-3.1-8b", "qwen3-8b")},
-    embedded=True,
+    decoded=None,
     rounds=20,
     context=256,
     nodes=(60, 90),
@@ -69,15 +69,15 @@ _TINY = {
 REHEARSAL = Scale(
     device="cpu",
     dtype=torch.float32,
-    shapes={"tiny": Shape("llama", 8, 49152, 512, 1e4, _TINY)},
-    embedded=False,
-    rounds=2,
+    shapes={"tiny": Shape("llama", 8, 97, 64, 1e4, _TINY)},
+    decoded=Shape("llama", 8, 49152, 512, 1e4, _TINY),  # the vocabulary of the tokenizer
+    rounds=1,
     context=16,
-    nodes=(8, 12),
+    nodes=(8,),
     prompts=1,
     new_tokens=8,
     clients=(1, 2),
     steps=2,
     save_seconds=0.0,
-    limits=dict.fromkeys(FULL.limits, 120),
+    limits=dict.fromkeys(FULL.limits, 300),
 )

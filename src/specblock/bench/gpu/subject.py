@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from specblock.bench.costs.shapes import drafter_network
+from specblock.bench.costs.shapes import Shape, drafter_network
 from specblock.bench.gpu.scale import Scale
 from specblock.bench.measure.weights import shipped_weights
 from specblock.drafters.checkpoint import save_checkpoint
@@ -42,23 +42,22 @@ class Subject:
 def subject(scale: Scale, work: Path, dtype: torch.dtype | None = None) -> Subject:
     """Load, or make; random drafters are kept below ``work``."""
     dtype = dtype or scale.dtype
-    if scale.embedded:
+    if scale.decoded is None:
         network, tokenizer = load_model(MODEL, dtype=dtype, device=scale.device)
         return Subject(network, tokenizer, shipped_weights(MODEL))
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(locate_model(MODEL))
-    network = random_target(scale, dtype)
-    return Subject(network, tokenizer, random_drafters(scale, network, work))
+    network = random_target(scale.decoded, scale.device, dtype)
+    return Subject(network, tokenizer, random_drafters(scale.decoded, network, work))
 
 
-def random_target(scale: Scale, dtype: torch.dtype, lively: float = 4.0) -> nn.Module:
-    """A target of the first shape; ``lively`` makes its logits larger than a fresh one's."""
+def random_target(shape: Shape, device: str, dtype: torch.dtype, lively: float = 4.0) -> nn.Module:
+    """A target of a shape; ``lively`` makes its logits larger than a fresh one's."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    shape = next(iter(scale.shapes.values()))
-    with torch.device(scale.device):
+    with torch.device(device):
         network = AutoModelForCausalLM.from_config(
             shape.target_config(), dtype=dtype, attn_implementation="sdpa"
         )
@@ -69,15 +68,15 @@ def random_target(scale: Scale, dtype: torch.dtype, lively: float = 4.0) -> nn.M
     return network.eval().requires_grad_(False)
 
 
-def random_drafters(scale: Scale, network: nn.Module, work: Path) -> dict[str, Path]:
-    """One of each kind for a target of the first shape."""
-    shape, folders = next(iter(scale.shapes.values())), {}
+def random_drafters(shape: Shape, network: nn.Module, work: Path) -> dict[str, Path]:
+    """One of each kind for a target of a shape."""
+    folders, device = {}, next(network.parameters()).device
     for kind in ("eagle3", "specblock"):
         drafter = drafter_network(shape, kind)
         attach_target(drafter, network.to("cpu"), head=False)
         folders[kind] = work / "random" / kind
         save_checkpoint(drafter, folders[kind], dtype=torch.float32)
-    network.to(scale.device)
+    network.to(device)
     return folders
 
 
