@@ -26,7 +26,7 @@ from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["cost"]
 
-_CALLS, _WARM_UP = 20, 3
+_WARM_UP = 3
 
 
 def cost(scale: Scale, record: Record, _work: Path) -> None:
@@ -92,7 +92,8 @@ def static_rows(target: Target, scale: Scale) -> dict[str, Any]:
     for rows in ROWS:
         for name, one in (("dynamic", target), ("static", static)):
             _begin(one, scale)
-            seconds[name][str(rows)] = _typical(partial(one.verify, star(rows, one)), one.device)
+            call = partial(one.verify, star(rows, one))
+            seconds[name][str(rows)] = _typical(call, one.device, scale.calls)
     return {**seconds, "captured": static.recorder.captures}
 
 
@@ -107,7 +108,7 @@ def plain_steps(target: Target, scale: Scale) -> dict[str, Any]:
     for name, make in makers.items():
         one = make()
         _begin(one, scale)
-        found[name] = _typical(partial(one.verify, star(1, one)), one.device)
+        found[name] = _typical(partial(one.verify, star(1, one)), one.device, scale.calls)
     return found
 
 
@@ -122,10 +123,10 @@ def _begin(target: Target, scale: Scale) -> None:
     target.prefill(ids)
 
 
-def _typical(call: Callable[[], object], device: torch.device) -> float:
+def _typical(call: Callable[[], object], device: torch.device, calls: int) -> float:
     """The first quartile of some calls."""
     seconds = []
-    for number in range(_WARM_UP + _CALLS):
+    for number in range(_WARM_UP + calls):
         _wait(device)
         began = time.perf_counter()
         call()

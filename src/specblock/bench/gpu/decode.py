@@ -24,15 +24,13 @@ from specblock.target.static import StaticTarget
 
 __all__ = ["bench", "profile"]
 
-METHODS = ("plain", "lookup", "eagle3", "specblock-paper", "specblock")
 CAPTURED = ("plain", "eagle3", "specblock-paper")  # also with captured forwards
 
 
 def bench(scale: Scale, record: Record, work: Path) -> None:
     """One request at a time, then several clients."""
     own = subject(scale, work)
-    methods = METHODS if scale.device == "cpu" else ("plain", "plain-compiled", *METHODS[1:])
-    field = assemble_field(own.network, own.tokenizer, methods, own.folders, exact=False)
+    field = assemble_field(own.network, own.tokenizer, scale.methods, own.folders, exact=False)
     record.item("one request", partial(one_request, field, scale, record.folder))
     record.item("clients", partial(clients, field, scale, record.folder))
 
@@ -60,6 +58,8 @@ def captured(field: Field) -> dict[str, Contender]:
     """Methods whose verifications and drafts have static shapes; budgets are fixed."""
     found = {}
     for name in CAPTURED:
+        if name not in field.contenders:
+            continue
         before = field.contenders[name].speculator
         target = StaticTarget(before.target.model, before.target.feature_layers)
         drafter = before.drafter
@@ -75,7 +75,7 @@ def captured(field: Field) -> dict[str, Contender]:
 def clients(field: Field, scale: Scale, folder: Path) -> dict[str, Any]:
     """Plain decoding and SpecBlock with as many clients as asked for."""
     speculator = field.contenders["specblock"].speculator
-    prompts = [speculator.encode(text) for text in PROMPTS]
+    prompts = [speculator.encode(text) for text in PROMPTS[: scale.prompts]]
     config = GenerationConfig(max_new_tokens=scale.new_tokens)
     report = measure(
         speculator, prompts, scale.clients, ["plain", "specblock"], config,
@@ -87,11 +87,10 @@ def clients(field: Field, scale: Scale, folder: Path) -> dict[str, Any]:
 def profile(scale: Scale, record: Record, work: Path) -> None:
     """A round of SpecBlock at 60 nodes, dynamic and captured, operator by operator."""
     own = subject(scale, work)
-    names = ("specblock-paper",)
+    name = "specblock-paper"
     field = assemble_field(
-        own.network, own.tokenizer, ["plain", "eagle3", *names], own.folders, budget="fixed",
-        exact=False,
-    )  # fmt: skip
+        own.network, own.tokenizer, [name], own.folders, budget="fixed", exact=False
+    )
     ids = field.judge.encode(PROMPTS[0])
     config = GenerationConfig(max_new_tokens=max(24, scale.new_tokens // 2), ignore_eos=True)
 
@@ -99,6 +98,5 @@ def profile(scale: Scale, record: Record, work: Path) -> None:
         contender(ids, config)  # warms up
         return profile_rounds(contender, ids, config).to_dict()
 
-    both = {**field.contenders, **captured(field)}
-    for name in (f"{names[0]}, captured", *names):
-        record.item(name, partial(rounds, both[name]))
+    for title, contender in {**captured(field), **field.contenders}.items():
+        record.item(title, partial(rounds, contender))

@@ -22,7 +22,8 @@ class Scale:
         model and its drafters.
     rounds: of each drafter and budget, under the clock. context: positions before them.
     nodes: budgets of drafting.
-    prompts, new_tokens: of the bench.
+    calls: of everything that is timed alone.
+    methods: of the bench. prompts, new_tokens: of it.
     clients: that ask at the same time.
     steps: most optimiser steps of each kind of drafter; 0: as the clock allows.
     save_seconds: between two copies of the weights.
@@ -36,6 +37,8 @@ class Scale:
     rounds: int
     context: int
     nodes: tuple[int, ...]
+    calls: int
+    methods: tuple[str, ...]
     prompts: int
     new_tokens: int
     clients: tuple[int, ...]
@@ -52,6 +55,8 @@ FULL = Scale(
     rounds=20,
     context=256,
     nodes=(60, 90),
+    calls=20,
+    methods=("plain", "plain-compiled", "lookup", "eagle3", "specblock-paper", "specblock"),
     prompts=12,
     new_tokens=96,
     clients=(1, 16),
@@ -74,6 +79,8 @@ REHEARSAL = Scale(
     rounds=1,
     context=16,
     nodes=(8,),
+    calls=2,
+    methods=("plain", "eagle3", "specblock-paper", "specblock"),
     prompts=1,
     new_tokens=8,
     clients=(1, 2),
