@@ -13,7 +13,8 @@ from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.config import StoredConfig
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.registry import load_model, make_drafter, read_config
-from specblock.errors import CheckpointError, SpecBlockError
+from specblock.drafters.starting.warm_start import warm_start
+from specblock.errors import SpecBlockError
 from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import (
     Answer,
@@ -37,7 +38,6 @@ from specblock.training.loop.monitor import check_dashboards
 from specblock.training.loop.state import check_origin, origin_of
 from specblock.training.loop.trainer import OnSave, Trainer
 from specblock.training.recipe import DrafterRecipe
-from specblock.training.start.warm_start import warm_start
 
 Report = Callable[[str], None]
 
@@ -247,12 +247,9 @@ def _start_in_closed_form(
 ) -> None:
     count = min(recipe.warm_start_answers, len(corpus.sizes))
     numbers = [range(i, min(i + 8, count)) for i in range(0, count, 8)]
-    try:
-        warm_start(drafter, target, [s for some in numbers for s in corpus.read(some)])
-    except CheckpointError as error:
-        report(f"{error} Its layers start at random instead.")
-    else:
-        report(f"started in closed form from {count} answers")
+    sequences = [s for some in numbers for s in corpus.read(some)]
+    warm_start(drafter, target, sequences, report)
+    report(f"started in closed form from {count} answers")
 
 
 def _evaluator(

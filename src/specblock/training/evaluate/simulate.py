@@ -7,16 +7,18 @@ length is the engine's on the same prompts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from specblock.budget.survival import Trials
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
+from specblock.drafters.objectives.sequence import Sequence
 from specblock.engine.drafting import Round, draft_all, start
-from specblock.training.features.reader import Sequence
 from specblock.tree.accept import follow
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import Trials
 
 
 def simulate(
@@ -26,13 +28,15 @@ def simulate(
     *,
     copies: TextCopies | None = None,
     device: torch.device | str = "cpu",
+    told: Callable[[DraftTree, slice, Trials], None] = lambda tree, fresh, trials: None,
 ) -> tuple[int, int]:
-    """Decode a known greedy answer with ``drafter``.
+    """Decode a known answer with ``drafter``.
 
     Args:
         sequence: an answer that the target gave at temperature 0.
         copies: adds what the text suggests, as in the engine.
         device: of the drafter.
+        told: of every round its tree, which of the answer's pairs it added, and its trials.
 
     Returns:
         (rounds, tokens) as :class:`specblock.engine.statistics.GenerationStats` counts them: one
@@ -56,6 +60,7 @@ def simulate(
         rounds += 1
         counted += fresh.stop - known
         drafter.observe(features[fresh], tokens[fresh])
+        told(tree, fresh, trials)
         known += accepted + 1
     return rounds, counted
 

@@ -1,0 +1,1 @@
+"""Ways into other programs: transformers' ``generate``, and what others serve with."""
