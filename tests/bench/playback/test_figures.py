@@ -6,7 +6,7 @@ from specblock.bench.playback.figures import launched, method_figures, pair_figu
 from specblock.bench.playback.rounds import PlayedRound, priced
 from specblock.bench.playback.run import Row
 from specblock.bench.report.intervals import bootstrap_quotient
-from specblock.tree.budgeting.cost import CostTable
+from specblock.budget.costs import CostTable
 
 TABLE = CostTable({1: 10.0, 11: 20.0}, {1: 1.0, 3: 2.0}, {1: 4.0}, overhead=0.5)
 

@@ -15,16 +15,16 @@ from specblock.bench.playback.rounds import RecordingBudget, priced
 from specblock.bench.playback.run import Player, check_methods
 from specblock.bench.playback.sheet import CostSheet
 from specblock.bench.report.document import read_report
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.eagle3.config import Eagle3Config
-from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.eagle3.network import Eagle3Model
 from specblock.engine.rounds import decode
 from specblock.engine.speculator import Speculator
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import SamplingParams
 
 SHAPE = {

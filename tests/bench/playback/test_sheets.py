@@ -9,8 +9,8 @@ from specblock.bench.playback.published import EAGLE3, NODES, SPECBLOCK, paper_t
 from specblock.bench.playback.roofline import H100, Gpu, forward_seconds, roofline_tables
 from specblock.bench.playback.rounds import PlayedRound, priced
 from specblock.bench.playback.sheet import SHIPPED, CostSheet, find_sheet
+from specblock.budget.costs import CostTable
 from specblock.errors import ConfigError
-from specblock.tree.budgeting.cost import CostTable
 
 ROUNDS = {
     "eagle3": PlayedRound(6, (10,) * 7, NODES),

@@ -35,6 +35,7 @@ from specblock.tree.growth import GrowthPolicy
 __all__ = ["drafting_cost"]
 
 RIVAL = "eagle3"
+_STATIC = (RIVAL, "specblock")
 _ROOM = 1.3  # memory beside the weights: activations, caches, the allocator
 _WARM_UP = 3
 
@@ -85,13 +86,8 @@ def drafting_cost(
     torch.manual_seed(seed)
     on_step("building the drafters")
     drafters = _build(shape, torch.device(device), dtype, max(nodes))
-    if static:
-        drafters |= {f"{name}, static": _static(drafters[name]) for name in (RIVAL, "specblock")}
-    drafting: dict[str, dict[str, Any]] = {name: {} for name in drafters}
-    for budget in nodes:
-        on_step(f"drafting {budget} nodes")
-        for name, figures in _rounds(drafters, budget, rounds, context, accepted).items():
-            drafting[name][str(budget)] = figures
+    drafters |= {f"{name}, static": _static(drafters[name]) for name in _STATIC if static}
+    drafting = _by_budget(drafters, nodes, (rounds, context, accepted), on_step)
     report |= {"drafting": drafting, "ratio_to_eagle3": _ratios(drafting)}
     del drafters
     report.update(_verification(shape, device, dtype, report["parameters"]["target"], on_step))
@@ -144,6 +140,21 @@ def _build(
 def _static(metered: MeteredDrafter) -> MeteredDrafter:
     """The same network in static shapes."""
     return MeteredDrafter(StaticDrafter(metered.drafter.another()))
+
+
+def _by_budget(
+    drafters: dict[str, MeteredDrafter],
+    nodes: Sequence[int],
+    how: tuple[int, int, int],
+    on_step: OnStep,
+) -> dict[str, dict[str, Any]]:
+    """Figures by drafter and budget; ``how`` many rounds, positions before them, pairs of each."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in drafters}
+    for budget in nodes:
+        on_step(f"drafting {budget} nodes")
+        for name, figures in _rounds(drafters, budget, *how).items():
+            found[name][str(budget)] = figures
+    return found
 
 
 def _rounds(

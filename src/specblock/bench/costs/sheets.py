@@ -11,6 +11,7 @@ import torch
 from specblock.bench.costs.shapes import Shape, drafter_network
 from specblock.bench.environment import describe_environment
 from specblock.bench.playback.sheet import CostSheet
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import Drafter
 from specblock.drafters.light import route_drafter
 from specblock.drafters.registry import make_drafter
@@ -18,7 +19,6 @@ from specblock.engine.machine.calibrate import measured_routes
 from specblock.engine.machine.measure import DRAFT_LEAVES, DRAFT_PAIRS, star, time_in_turns
 from specblock.kernels.linear import routed
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.growth import GrowthPolicy
 

@@ -13,11 +13,11 @@ from specblock.bench.gpu.subject import PROMPTS, Subject, subject
 from specblock.bench.measure.field import Field, Measured, assemble_field
 from specblock.bench.runner import run
 from specblock.bench.suites.prompts import BenchPrompt
+from specblock.budget.costs import CostTable
 from specblock.config import GenerationConfig
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
 from specblock.target.static import StaticTarget
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
 
 __all__ = ["check"]

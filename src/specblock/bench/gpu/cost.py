@@ -18,11 +18,11 @@ from specblock.bench.gpu.record import Record
 from specblock.bench.gpu.scale import Scale
 from specblock.bench.measure.compiled import CompiledTarget
 from specblock.bench.playback.sheet import CostSheet
+from specblock.budget.costs import CostTable
 from specblock.engine.machine.measure import star
 from specblock.storage import write_atomically
 from specblock.target.model import Target
 from specblock.target.static import ROWS, StaticTarget
-from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["cost"]
 

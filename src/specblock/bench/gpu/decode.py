@@ -24,6 +24,7 @@ from specblock.target.static import StaticTarget
 
 __all__ = ["bench", "profile"]
 
+_PROFILED = 32  # tokens: every operator of them is an event in memory
 CAPTURED = ("plain", "eagle3", "specblock-paper")  # also with captured forwards
 
 
@@ -92,7 +93,7 @@ def profile(scale: Scale, record: Record, work: Path) -> None:
         own.network, own.tokenizer, [name], own.folders, budget="fixed", exact=False
     )
     ids = field.judge.encode(PROMPTS[0])
-    config = GenerationConfig(max_new_tokens=max(24, scale.new_tokens // 2), ignore_eos=True)
+    config = GenerationConfig(max_new_tokens=min(_PROFILED, scale.new_tokens), ignore_eos=True)
 
     def rounds(contender: Contender) -> dict[str, Any]:
         contender(ids, config)  # warms up

@@ -15,9 +15,9 @@ from specblock.bench.costs.shapes import Shape, drafter_network
 from specblock.bench.gpu.scale import Scale
 from specblock.bench.measure.weights import shipped_weights
 from specblock.drafters.checkpoint import save_checkpoint
+from specblock.drafters.starting.head import attach_target
 from specblock.storage import write_atomically
 from specblock.target.loading.zoo import load_model, locate_model
-from specblock.training.start.warm_start import attach_target
 
 __all__ = ["PROMPTS", "Subject", "random_answers", "subject"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specblock.tree.budgeting.cost import CostTable
+from specblock.budget.costs import CostTable
 
 __all__ = ["EAGLE3", "NODES", "PLAIN_SECONDS", "SPECBLOCK", "PublishedRun", "paper_tables"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from specblock.bench.costs.shapes import Shape, drafter_network, find_shape
-from specblock.tree.budgeting.cost import CostTable
+from specblock.budget.costs import CostTable
 
 __all__ = ["H100", "Gpu", "forward_seconds", "roofline_tables"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from specblock.budget.costs import CostTable
+from specblock.budget.survival import Trials
 from specblock.drafters.base import Budget
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import Trials
 
 __all__ = ["PlayedRound", "Priced", "RecordingBudget", "priced"]
 

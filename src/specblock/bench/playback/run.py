@@ -20,18 +20,18 @@ from specblock.bench.measure.methods import LOOKUP, NODES, PLAIN, MethodSpec, re
 from specblock.bench.playback.answers import Asked
 from specblock.bench.playback.rounds import PlayedRound, RecordingBudget, priced
 from specblock.bench.playback.sheet import CostSheet
+from specblock.budget.costs import CostTable
+from specblock.budget.survival_file import load_survival
 from specblock.drafters.base import BudgetController, CopiesController, Drafter, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.lookup.drafter import LookupDrafter
+from specblock.drafters.lookup.propose import LookupDrafter
 from specblock.drafters.registry import make_drafter
 from specblock.engine.loading import load_drafter
-from specblock.engine.trusting.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.training.data.answers import Answer
 from specblock.training.evaluate.simulate import simulate
 from specblock.training.features.reader import FeatureReader
 from specblock.training.features.reader import Sequence as Known
-from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["Player", "Row", "check_methods"]
 

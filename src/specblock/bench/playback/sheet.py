@@ -11,8 +11,8 @@ from typing import Any
 
 from specblock.bench.playback.published import paper_tables
 from specblock.bench.playback.roofline import H100, roofline_tables
+from specblock.budget.costs import CostTable
 from specblock.errors import ConfigError
-from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["SHIPPED", "CostSheet", "find_sheet"]
 
