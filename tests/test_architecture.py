@@ -32,6 +32,7 @@ LEVELS = {
     "bench": 4,
     "doctor": 4,
     "serving": 4,
+    "integrations": 4,
     "cli": 5,
     "__init__": 6,
     "__main__": 6,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specblock.drafters.config import StoredConfig
+from specblock.drafters.config import StoredConfig, paper_feature_layers
 from specblock.drafters.fingerprint import tokenizer_fingerprint
 from specblock.drafters.registry import KINDS as NETWORKS
 from specblock.errors import ConfigError
@@ -112,6 +112,12 @@ def default_feature_layers(target_layers: int, drafter_layers: int) -> tuple[int
     return max(0, low), max(0, middle), target_layers - drafter_layers - 1
 
 
+def _layers_read(recipe: DrafterRecipe, target_layers: int) -> tuple[int, ...]:
+    if recipe.for_engines:
+        return paper_feature_layers(target_layers)
+    return default_feature_layers(target_layers, recipe.layers)
+
+
 def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: str) -> StoredConfig:
     """A drafter shaped like the target's own layers, reading the input of those it copies.
 
@@ -126,7 +132,7 @@ def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: st
         "vocab_size": config.vocab_size,
         "target_layers": count,
         # the same for all kinds, so that the features of one serve to train the others
-        "feature_layers": recipe.feature_layers or default_feature_layers(count, recipe.layers),
+        "feature_layers": recipe.feature_layers or _layers_read(recipe, count),
         "intermediate_size": config.intermediate_size,
         "num_attention_heads": heads,
         "num_key_value_heads": config.num_key_value_heads,
@@ -137,7 +143,8 @@ def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: st
         "target_name": name,
     }
     known = {field.name for field in dataclasses.fields(cls)}
-    settings |= {k: v for k, v in attention_form(target).items() if k in known}
+    if not recipe.for_engines:  # of them vLLM alone has the norms on heads
+        settings |= {k: v for k, v in attention_form(target).items() if k in known}
     for switch in ("layer_shift", "prefix_broadcast"):
         if switch not in known and not getattr(recipe, switch):
             raise ConfigError(f"{recipe.kind} drafters have no {switch} to switch off; drop it.")

@@ -1,0 +1,1 @@
+"""SpecBlock in other people's programs, and drafters in their formats."""
