@@ -18,6 +18,8 @@ _PUBLIC = {
     "SpecBlockError": "specblock.errors",
     "Drafter": "specblock.drafters.base",
     "custom_generate": "specblock.engine.doorway.hf",
+    "from_pretrained": "specblock.drafters.fetch",
+    "push_to_hub": "specblock.integrations.hub.push",
 }
 
 __all__ = [
@@ -31,18 +33,22 @@ __all__ = [
     "Speculator",
     "__version__",
     "custom_generate",
+    "from_pretrained",
     "load",
+    "push_to_hub",
 ]
 
 if TYPE_CHECKING:
     from specblock.adaptation.config import AdaptationConfig
     from specblock.config import GenerationConfig
     from specblock.drafters.base import Drafter
+    from specblock.drafters.fetch import from_pretrained
     from specblock.engine.doorway.hf import custom_generate
     from specblock.engine.loading import load
     from specblock.engine.speculator import Chunk, Generation, Speculator
     from specblock.engine.statistics import GenerationStats
     from specblock.errors import SpecBlockError
+    from specblock.integrations.hub.push import push_to_hub
 
 
 def __getattr__(name: str) -> Any:

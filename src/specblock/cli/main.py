@@ -22,7 +22,7 @@ from specblock.cli.serving.serve import serve
 from specblock.cli.training.adapt import app as adapt
 from specblock.cli.training.convert import convert
 from specblock.cli.training.evaluate import evaluate
-from specblock.cli.training.export import export
+from specblock.cli.training.export import export, push
 from specblock.cli.training.prepare_data import prepare_data
 from specblock.cli.training.regenerate import regenerate
 from specblock.cli.training.train import train
@@ -43,6 +43,7 @@ for command in (
     doctor,
     convert,
     export,
+    push,
     bench,
     prepare_data,
     regenerate,

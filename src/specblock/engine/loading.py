@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from specblock.drafters.base import BudgetController, CopiesController, Drafter, FixedBudget
+from specblock.drafters.fetch import from_pretrained, is_hub_id
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.light import route_drafter
 from specblock.drafters.lookup.copies import TextCopies
@@ -219,7 +220,7 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
     """The folder of the drafter asked for, or ``LOOKUP``; None for plain decoding.
 
     Args:
-        drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
+        drafter: a drafter's folder or hub id; ``"auto"`` takes the one that ships for the embedded model and
             ``"lookup"`` for others; ``"lookup"`` drafts from the text so far alone, for any model;
             None decodes plainly.
     """
@@ -231,7 +232,7 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
     if name == "":
         raise ConfigError("The drafter's name is empty: give a folder, 'auto', 'lookup' or 'none'.")
     if name != "auto":
-        return Path(drafter)
+        return from_pretrained(str(drafter)) if is_hub_id(str(drafter)) else Path(drafter)
     shipped = shipped_drafter(model)
     if shipped is None:
         _say_lookup(model)

@@ -28,8 +28,10 @@ class TargetFacts:
     head: Tensor | None = None
 
 
-def read_target(config: StoredConfig, target: str | None) -> TargetFacts:
+def read_target(config: StoredConfig, target: str | None, *, head: bool = True) -> TargetFacts:
     """The target of a drafter: the one given, or else the one that its config names.
+
+    ``head``: read the output head, where the drafter's is the target's.
 
     Raises:
         ConfigError: there is neither.
@@ -52,9 +54,9 @@ def read_target(config: StoredConfig, target: str | None) -> TargetFacts:
         fingerprint=tokenizer_fingerprint(load_tokenizer(folder, name)),
         target_name=name,
     )
-    head = None
-    if config.target_lm_head:
-        head = load_model(folder, dtype="float32")[0].get_output_embeddings().weight.detach()
+    rows = None
+    if head and config.target_lm_head:
+        rows = load_model(folder, dtype="float32")[0].get_output_embeddings().weight.detach()
     # a name that only we know helps no engine; a hub id or a folder does
     known = name if name.count("/") == 1 and not Path(name).exists() else str(folder)
-    return TargetFacts(folder, known, text.to_dict(), list(whole.architectures or []), head)
+    return TargetFacts(folder, known, text.to_dict(), list(whole.architectures or []), rows)
