@@ -220,9 +220,9 @@ def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
     """The folder of the drafter asked for, or ``LOOKUP``; None for plain decoding.
 
     Args:
-        drafter: a drafter's folder or hub id; ``"auto"`` takes the one that ships for the embedded model and
-            ``"lookup"`` for others; ``"lookup"`` drafts from the text so far alone, for any model;
-            None decodes plainly.
+        drafter: a drafter's folder or hub id; ``"auto"`` takes the one that ships for the embedded
+            model and ``"lookup"`` for others; ``"lookup"`` drafts from the text so far alone, for
+            any model; None decodes plainly.
     """
     name = None if drafter is None else str(drafter).lower()
     if name in (None, "none"):
