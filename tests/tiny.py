@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from specblock.drafters.specblock.config import SpecBlockConfig
-from specblock.drafters.specblock.drafter import SpecBlockDrafter
-from specblock.drafters.specblock.model import SpecBlockModel, vocabulary_map
+from specblock.drafters.specblock.network import SpecBlockModel, vocabulary_map
+from specblock.drafters.specblock.propose import SpecBlockDrafter
 
 VOCABULARY = 97
 SIZES = {

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from specblock.adaptation.calibrations import Calibrations
-from specblock.tree.budgeting.budget import BudgetController
-from specblock.tree.budgeting.cost import CostTable
+from specblock.budget.controller import BudgetController
+from specblock.budget.costs import CostTable
 
 
 def make_budgets():

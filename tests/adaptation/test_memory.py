@@ -6,13 +6,14 @@ from tests.adaptation.world import config, prompt
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
 
+from specblock.adaptation.doorway import adapt as start_adapting
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import BudgetController
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.speculator import Speculator
 from specblock.target.model import Target
 from specblock.training.data.answers import Answer
 from specblock.training.features.reader import FeatureReader
-from specblock.tree.budgeting.cost import CostTable
 
 LENGTH = {"max_new_tokens": 24, "ignore_eos": True}
 
@@ -22,7 +23,8 @@ def make(adapt=None):
     target = Target(make_target("llama"), (0, 2, 4))
     budget = BudgetController(CostTable({1: 1.0, 64: 1.2}, {1: 0.1}, {1: 0.1}))
     drafter = make_drafter(0, cached_slots=1, slot_rank=4, sink=True)
-    return Speculator(target, make_tokenizer(), drafter, budget, adapt=adapt, copies=TextCopies())
+    speculator = Speculator(target, make_tokenizer(), drafter, budget, copies=TextCopies())
+    return speculator if adapt is None else start_adapting(speculator, adapt)
 
 
 def serve(speculator, *numbers, **settings):

@@ -8,24 +8,26 @@ from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
 from typer.testing import CliRunner
 
+from specblock.adaptation.doorway import adapt as start_adapting
 from specblock.adaptation.doorway import adaptation_of
 from specblock.adaptation.remembering import Remembering
 from specblock.adaptation.state import read_status
+from specblock.budget.costs import CostTable
 from specblock.cli.main import app
 from specblock.drafters.base import CopiesController
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.lookup.drafter import LookupDrafter
+from specblock.drafters.lookup.propose import LookupDrafter
 from specblock.engine.speculator import Speculator
 from specblock.errors import CheckpointError, ConfigError
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 
 
 def make(adapt=None, layers: tuple[int, ...] = ()) -> Speculator:
     budget = CopiesController(CostTable({1: 1.0, 64: 1.2}))
     target = Target(make_target("llama"), layers)
     drafter = LookupDrafter(layers)
-    return Speculator(target, make_tokenizer(), drafter, budget, adapt=adapt, copies=TextCopies())
+    speculator = Speculator(target, make_tokenizer(), drafter, budget, copies=TextCopies())
+    return speculator if adapt is None else start_adapting(speculator, adapt)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -14,6 +14,7 @@ from tests.adaptation.world import config, make_speculator, prompt
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_drafter, make_target
 
+from specblock.adaptation.doorway import adapt as start_adapting
 from specblock.adaptation.feedback.signals import CONTEXT
 from specblock.adaptation.learning.learner import BETTER, Attempt
 from specblock.adaptation.state import STATUS, export, read_status, save
@@ -158,9 +159,8 @@ def test_the_export_is_an_ordinary_drafter(tmp_path):
     base.lm_head.weight.data = target.get_output_embeddings().weight.detach()[rows].clone()
     save_checkpoint(base, tmp_path / "base", dtype=torch.float32)
     adapt = config(folder=tmp_path / "state", **EAGER)
-    speculator = assemble(
-        target, make_tokenizer(), tmp_path / "base", calibrate="never", adapt=adapt
-    )
+    speculator = assemble(target, make_tokenizer(), tmp_path / "base", calibrate="never")
+    start_adapting(speculator, adapt)
     adaptation = speculator.adaptation
     export(adaptation, tmp_path / "unchanged")
     assert read_config(tmp_path / "unchanged").target_lm_head

@@ -8,6 +8,7 @@ from tests.tiny import make_drafter, make_target
 from tests.training.toy import make_sequence
 
 from specblock.adaptation.config import AdaptationConfig
+from specblock.adaptation.doorway import adapt as start_adapting
 from specblock.adaptation.feedback.buffer import Record
 from specblock.drafters.base import FixedBudget
 from specblock.engine.speculator import Speculator
@@ -23,7 +24,6 @@ QUICK = {
     "held_out_share": 0.4,
     "rank": 4,
     "mixed_precision": False,
-    "duty": 1.0,
     "watch_rounds": 24,
     "save_every_seconds": 0.0,
     "collect_share": 0.0,
@@ -39,9 +39,9 @@ def make_speculator(
 ) -> Speculator:
     target = Target(make_target("llama", target_seed), (0, 2, 4))
     shape = {"cached_slots": 1, "slot_rank": 4, "sink": True, **drafter}
-    return Speculator(
-        target, make_tokenizer(), make_drafter(seed, **shape), FixedBudget(12, 4), adapt=adapt
-    )
+    budget, drafter = FixedBudget(12, 4), make_drafter(seed, **shape)
+    speculator = Speculator(target, make_tokenizer(), drafter, budget)
+    return speculator if adapt is None else start_adapting(speculator, adapt)
 
 
 def prompt(number: int, length: int = 6) -> list[int]:

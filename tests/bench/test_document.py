@@ -9,9 +9,9 @@ import pytest
 from fake_speculator import FakeSpeculator
 from specblock.bench import BenchPrompt, run
 from specblock.bench.report.document import markdown, read_report, regenerate, update
+from specblock.budget.costs import CostTable
 from specblock.config import GenerationConfig
 from specblock.errors import SpecBlockError
-from specblock.tree.budgeting.cost import CostTable
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "docs/results/own-prompts-float32.json"

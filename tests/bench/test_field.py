@@ -12,18 +12,18 @@ from specblock.bench.measure.compiled import CompiledTarget
 from specblock.bench.measure.field import Measured, assemble_field
 from specblock.bench.measure.methods import METHODS, resolve
 from specblock.bench.measure.weights import find_weights, shipped_weights
+from specblock.budget.costs import CostTable
 from specblock.config import GenerationConfig
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.eagle3.config import Eagle3Config
-from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.eagle3.network import Eagle3Model
 from specblock.drafters.parallel.config import ParallelConfig
-from specblock.drafters.parallel.model import ParallelModel
+from specblock.drafters.parallel.network import ParallelModel
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import CheckpointError, ConfigError
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import SamplingParams
 
 SHAPE = {

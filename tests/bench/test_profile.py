@@ -9,11 +9,11 @@ from tests.tiny import make_drafter, make_target
 
 from specblock.bench.measure.field import Measured, assemble_field
 from specblock.bench.measure.profile import profile_rounds
+from specblock.budget.costs import CostTable
 from specblock.config import GenerationConfig
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.errors import ContextError
 from specblock.kernels.route_table import RouteTable
-from specblock.tree.budgeting.cost import CostTable
 
 IDS = list(range(5, 20))
 

@@ -6,7 +6,7 @@ import pytest
 from specblock.bench.measure.rows import Row
 from specblock.bench.report.intervals import bootstrap_median, bootstrap_ratio
 from specblock.bench.report.summary import Summary
-from specblock.tree.budgeting.cost import CostTable
+from specblock.budget.costs import CostTable
 
 
 def row(id, method, tokens, seconds, *, rounds=10, accepted=None, task="t", **more):

@@ -6,9 +6,9 @@ from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
 
 from specblock.bench.costs.training import measure_training
+from specblock.drafters.specblock.objective import ObjectiveConfig
 from specblock.training.data.answers import Answer
 from specblock.training.loop.trainer import TrainConfig
-from specblock.training.objectives.specblock import ObjectiveConfig
 from specblock.training.recipe import DrafterRecipe
 
 

@@ -186,9 +186,9 @@ def test_convert_to_eight_bits_takes_ours_with_its_calibration(run, tmp_path):
     import torch
     from tests.tiny import make_drafter
 
+    from specblock.budget.survival import SurvivalModel
+    from specblock.budget.survival_file import load_survival, save_survival
     from specblock.drafters.checkpoint import save_checkpoint
-    from specblock.engine.trusting.survival_file import load_survival, save_survival
-    from specblock.tree.survival import SurvivalModel
 
     whole, half = tmp_path / "whole", tmp_path / "half"
     save_checkpoint(make_drafter().model, whole, dtype=torch.bfloat16)

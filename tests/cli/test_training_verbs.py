@@ -162,8 +162,8 @@ def test_the_settings_are_the_defaults_of_the_pipeline():
 
 def test_no_setting_is_ignored():
     """Every setting is one of the verb's own, or a field of what the pipeline is given."""
+    from specblock.drafters.specblock.objective import ObjectiveConfig
     from specblock.training.loop.trainer import TrainConfig
-    from specblock.training.objectives.specblock import ObjectiveConfig
     from specblock.training.recipe import DrafterRecipe
 
     own = {"answers", "conversations", "out", "model", "start", "minutes", "dtype", "device"}

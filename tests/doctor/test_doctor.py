@@ -15,12 +15,12 @@ from tests.doctor.world import (
 )
 from tests.tiny import make_drafter
 
+from specblock.budget.survival import SurvivalModel
 from specblock.doctor.examine import CHECKS
 from specblock.doctor.measured import layers_measured
 from specblock.doctor.patient import Patient, Request
 from specblock.doctor.reading import Reading, arrangements
 from specblock.drafters.checkpoint import save_checkpoint
-from specblock.tree.survival import SurvivalModel
 
 
 @pytest.fixture

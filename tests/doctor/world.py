@@ -14,18 +14,18 @@ import torch
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import SIZES, VOCABULARY, make_target
 
+from specblock.budget.costs import CostTable
 from specblock.doctor.examine import examine
 from specblock.doctor.patient import Request
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.eagle3.config import Eagle3Config
-from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.eagle3.network import Eagle3Model
 from specblock.drafters.fingerprint import tokenizer_fingerprint
 from specblock.drafters.registry import make_drafter
 from specblock.engine.machine.calibrate import Calibration, calibration_key, calibration_path
 from specblock.kernels.route_table import RouteTable
 from specblock.storage import write_atomically
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 
 LAYERS, DRAFT = (1, 3, 4), 40
 FIRST, LENGTH = 5, 12  # of the circle

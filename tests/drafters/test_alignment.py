@@ -7,9 +7,9 @@ from tests.tiny import make_drafter as tiny_drafter
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.proposing.together import alone
 from specblock.drafters.specblock.config import SpecBlockConfig
-from specblock.drafters.specblock.drafter import SpecBlockDrafter
-from specblock.drafters.specblock.model import SpecBlockModel
-from specblock.training.objectives.specblock_forward import run_block, run_trunk
+from specblock.drafters.specblock.forward import run_block, run_trunk
+from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.specblock.propose import SpecBlockDrafter
 from specblock.tree.growth import branching_factors, extend, first_pool, starters
 
 VARIANTS = {

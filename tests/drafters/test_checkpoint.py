@@ -14,7 +14,7 @@ from specblock import storage
 from specblock.drafters import checkpoint
 from specblock.drafters.specblock.checkpoint import load_checkpoint, read_extra, save_checkpoint
 from specblock.drafters.specblock.config import SpecBlockConfig
-from specblock.drafters.specblock.model import SpecBlockModel, vocabulary_map
+from specblock.drafters.specblock.network import SpecBlockModel, vocabulary_map
 from specblock.errors import CheckpointError, SpecBlockError
 
 TINY = SpecBlockConfig(

@@ -11,7 +11,7 @@ from specblock.drafters.eagle3.config import Eagle3Config
 from specblock.drafters.parallel.config import ParallelConfig
 from specblock.drafters.registry import KINDS, load_model, make_drafter, read_config
 from specblock.drafters.specblock.config import SpecBlockConfig
-from specblock.drafters.specblock.model import vocabulary_map
+from specblock.drafters.specblock.network import vocabulary_map
 from specblock.engine.loading import load_drafter
 from specblock.errors import CheckpointError, ConfigError
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from tests.drafters.eagle3.test_eagle3 import make_model as make_eagle3
-from tests.drafters.test_parallel import make_model as make_parallel
+from tests.drafters.parallel.test_parallel import make_model as make_parallel
 from tests.tiny import make_drafter
 
 from specblock.drafters.base import FixedBudget
-from specblock.drafters.eagle3.drafter import Eagle3Drafter
-from specblock.drafters.lookup.drafter import LookupDrafter
-from specblock.drafters.parallel.drafter import ParallelDrafter
+from specblock.drafters.eagle3.propose import Eagle3Drafter
+from specblock.drafters.lookup.propose import LookupDrafter
+from specblock.drafters.parallel.propose import ParallelDrafter
 from specblock.drafters.proposing.together import together
 
 KINDS = {

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.lookup.drafter import LookupDrafter
+from specblock.drafters.lookup.propose import LookupDrafter
 from specblock.engine.speculator import Speculator
 from specblock.errors import ConfigError, ContextError, SpecBlockError
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from tests.engine.test_lossless import SAMPLERS
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import ARCHITECTURES, make_drafter, make_target

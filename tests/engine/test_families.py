@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from specblock.drafters.lookup.drafter import LookupDrafter
+from specblock.drafters.lookup.propose import LookupDrafter
 from specblock.errors import ModelError
 from specblock.target.architecture.families import FAMILIES
 from specblock.target.architecture.verifiable import distance_from_plain

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.engine.rounds import decode, plain_logits
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import SamplingParams, draw_margin
 from tests.tiny import ARCHITECTURES, OracleDrafter, make_drafter, make_target
 

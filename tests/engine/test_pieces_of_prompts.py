@@ -5,8 +5,8 @@ import torch
 
 from specblock.config import GenerationConfig
 from specblock.engine.loading import assemble
+from specblock.kernels.invariant import invariant_attention
 from specblock.target import masks
-from specblock.target.invariant import invariant_attention
 from specblock.target.model import Target
 from tests.tiny import make_target
 
@@ -61,7 +61,7 @@ def test_long_prompts_beside_others_are_answered_as_alone(family):
 
 def test_a_full_window_is_still_exact(monkeypatch):
     """With as many keys as the window holds, no row falls to another attention."""
-    from specblock.target import invariant
+    from specblock.kernels import invariant
 
     target = target_of("gemma3")
     left = []

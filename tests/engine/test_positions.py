@@ -7,7 +7,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM, Phi3ForCausalLM
 
 from specblock import custom_generate
-from specblock.drafters.lookup.drafter import LookupDrafter
+from specblock.drafters.lookup.propose import LookupDrafter
 from specblock.errors import ContextError
 from specblock.target.model import Target
 from specblock.target.positions import Positions

@@ -1,8 +1,8 @@
 """One vLLM engine in a process of its own: ``python serve_vllm.py REQUEST.json ANSWER.json``.
 
-The request names ``engine`` (arguments of ``vllm.LLM``), ``asks``, each with ``prompts`` (token ids)
-and ``sampling`` (arguments of ``SamplingParams``), and maybe ``record``, a file for what our plug-in
-drafted. The answer has ``outputs``, token ids by ask, and vLLM's own ``counts``.
+The request names ``engine`` (arguments of ``vllm.LLM``), ``asks``, each with ``prompts`` (token
+ids) and ``sampling`` (arguments of ``SamplingParams``), and maybe ``record``, a file for what our
+plug-in drafted. The answer has ``outputs``, token ids by ask, and vLLM's own ``counts``.
 """
 
 import json

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.engines.vllm_runs import embedded, own_prompts, run_vllm
 
-from specblock.engine.trusting.survival_file import load_survival
+from specblock.budget.survival_file import load_survival
 from specblock.integrations.vllm.texts import chain, drafter_for_chains
 from specblock.target.loading.zoo import load_model
 
@@ -107,7 +107,7 @@ def test_drafts_features_and_entries_are_our_own_engines(runs, shipped):
 class _Nothing:
     """A budget that wants no block behind the first and no node."""
 
-    from specblock.tree.survival import SurvivalModel
+    from specblock.budget.survival import SurvivalModel
 
     model = SurvivalModel.fresh()
 

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 
 from specblock.drafters.fetch import from_pretrained, is_hub_id
 from specblock.drafters.registry import load_model
-from specblock.engine.loading import find_drafter
+from specblock.engine.named_drafter import find_drafter
 from specblock.errors import CheckpointError
 from specblock.integrations.hub.card import model_card, target_licence
 from specblock.integrations.hub.push import push_to_hub

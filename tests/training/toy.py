@@ -8,11 +8,11 @@ import json
 import torch
 from tests.tiny import VOCABULARY, make_drafter, seeded
 
+from specblock.drafters.objectives.sequence import Sequence
+from specblock.drafters.specblock.objective import ObjectiveConfig, SpecBlockObjective
 from specblock.training.evaluate.evaluator import Evaluator
 from specblock.training.features.corpus import Kept
-from specblock.training.features.reader import Sequence
 from specblock.training.loop.trainer import TrainConfig, Trainer
-from specblock.training.objectives.specblock import ObjectiveConfig, SpecBlockObjective
 
 WIDTH, TOP = 3 * 32, 8
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from specblock.budget.survival import SurvivalModel
 from specblock.drafters.base import Budget
-from specblock.tree.survival import SurvivalModel
 
 _KEPT = 0.25  # of the evidence: other weights claim otherwise, but much the same
 

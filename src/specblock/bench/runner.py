@@ -24,10 +24,10 @@ from specblock.bench.measure.rows import Row
 from specblock.bench.report.intervals import RESAMPLES
 from specblock.bench.report.summary import TAU, Summary
 from specblock.bench.suites.prompts import BenchPrompt, Message
+from specblock.budget.costs import CostTable
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError, ContextError
 from specblock.storage import write_atomically
-from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["Progress", "run"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from specblock.budget.survival_file import load_survival
 from specblock.doctor.finding import Verdict, ok, skipped, warning, wrong
 from specblock.doctor.patient import Patient
 from specblock.drafters.checkpoint import WEIGHTS, read_stored
@@ -13,7 +14,6 @@ from specblock.drafters.registry import KINDS, read_config
 from specblock.drafters.specblock.convert import convert_published
 from specblock.drafters.vocabulary import check_vocabulary_map
 from specblock.engine.loading import load_drafter
-from specblock.engine.trusting.survival_file import load_survival
 from specblock.errors import FeatureLayersError, VocabularyMapError
 
 

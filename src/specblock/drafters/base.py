@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from specblock.tree.budgeting.budget import BudgetController, CopiesController
+from specblock.budget.controller import BudgetController, CopiesController
+from specblock.budget.survival import SurvivalModel, Trials
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import SurvivalModel, Trials
 
 if TYPE_CHECKING:
     from specblock.drafters.proposing.proposal import Proposal
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Budget(Protocol):
     """How much to draft in a round; asked by the loop before it and while the tree grows.
 
-    :class:`specblock.tree.budgeting.budget.BudgetController` answers from measured costs,
+    :class:`specblock.budget.controller.BudgetController` answers from measured costs,
     :class:`FixedBudget` with constants.
     """
 
@@ -74,10 +74,11 @@ class FixedBudget:
 
     def __init__(self, nodes: int = 60, leaves: int = 28):
         self.model = SurvivalModel.fresh()
+        self.asking = True
         self._nodes, self._leaves = nodes, leaves
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
-        return True
+        return self.asking
 
     def copies(self) -> DraftTree | None:
         """Copies alone are never verified."""
@@ -91,7 +92,7 @@ class FixedBudget:
         """A fixed budget is the same in company."""
 
     def asks(self, together: int) -> bool:
-        return True
+        return self.asking
 
     def begin(self, pairs: int = 1) -> None:
         """Nothing is remembered from the text before."""

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from specblock.drafters.config import StoredConfig
-from specblock.drafters.eight_bit import unpack
 from specblock.drafters.header import sort_metadata
 from specblock.drafters.vocabulary import check_vocabulary_map
 from specblock.errors import CheckpointError
+from specblock.kernels.eight_bit import unpack
 from specblock.storage import atomic_file, write_atomically
 
 CONFIG = "config.json"

@@ -13,13 +13,13 @@ from specblock.drafters.checkpoint import (
     stored_shapes,
     write_tensors,
 )
-from specblock.drafters.eight_bit import pack, unpack
 from specblock.drafters.registry import kind_of, read_config
+from specblock.kernels.eight_bit import pack, unpack
 
 
 def store_in_eight_bits(source: str | Path, out: str | Path) -> None:
     """Write the drafter in ``source`` to ``out`` with its matrices in 8 bits
-    (:mod:`specblock.drafters.eight_bit`).
+    (:mod:`specblock.kernels.eight_bit`).
 
     Raises:
         CheckpointError: ``source`` holds no drafter in our layout, or a damaged one.

@@ -14,15 +14,15 @@ from specblock.drafters import checkpoint
 from specblock.drafters.base import Drafter
 from specblock.drafters.config import StoredConfig, read_json
 from specblock.drafters.eagle3.config import Eagle3Config
-from specblock.drafters.eagle3.drafter import Eagle3Drafter
-from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.eagle3.network import Eagle3Model
+from specblock.drafters.eagle3.propose import Eagle3Drafter
 from specblock.drafters.eagle3.published_config import is_published
 from specblock.drafters.parallel.config import ParallelConfig
-from specblock.drafters.parallel.drafter import ParallelDrafter
-from specblock.drafters.parallel.model import ParallelModel
+from specblock.drafters.parallel.network import ParallelModel
+from specblock.drafters.parallel.propose import ParallelDrafter
 from specblock.drafters.specblock.config import SpecBlockConfig
-from specblock.drafters.specblock.drafter import SpecBlockDrafter
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.specblock.propose import SpecBlockDrafter
 from specblock.errors import CheckpointError, ConfigError
 
 __all__ = ["KINDS", "DrafterKind", "kind_of", "load_model", "make_drafter", "read_config"]

@@ -18,7 +18,7 @@ from specblock.target.model import Target
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
 
-__all__ = ["Answer", "Chunk", "Generation"]
+__all__ = ["Answer", "Chunk", "Generation", "Learner"]
 
 
 class Learner(Protocol):
@@ -29,6 +29,9 @@ class Learner(Protocol):
 
     def finished(self, observer: Any, stats: GenerationStats, *, complete: bool) -> None:
         """It is over; what it taught is put to use."""
+
+    def close(self) -> None:
+        """Finish what runs in the background, and save what was learned."""
 
 
 @dataclass(frozen=True)

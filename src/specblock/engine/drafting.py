@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specblock.budget.sharing import share
+from specblock.budget.survival import Trials
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.proposing.proposal import Proposal
 from specblock.drafters.proposing.together import together
 from specblock.own import Own
-from specblock.tree.budgeting.sharing import share
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import Trials
 
 __all__ = ["Round", "draft_all", "start"]
 

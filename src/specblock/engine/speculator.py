@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from specblock.budget.costs import CostTable
 from specblock.config import GenerationConfig
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.engine.answer import Answer, Chunk, Generation
+from specblock.engine.answer import Answer, Chunk, Generation, Learner
 from specblock.engine.engine import Engine, Handle
 from specblock.engine.seats import Seats
 from specblock.engine.sequence import Seat
@@ -23,11 +24,7 @@ from specblock.target.chat.ends import end_tokens
 from specblock.target.chat.messages import checked_ids, checked_messages
 from specblock.target.chat.template import chat_tokens
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import Processor, SamplingParams
-
-if TYPE_CHECKING:
-    from specblock.adaptation.config import AdaptationConfig
 
 Asked = TypeVar("Asked", bound=Answer)
 Prompt = str | list[dict[str, str]] | list[int] | torch.Tensor
@@ -44,8 +41,6 @@ class Speculator:
         costs: the measured cost table, if there is one.
         sampling_budget: the same for sampled decoding, where the drafter's probabilities mean
             something else; the greedy one where it is left out.
-        adapt: let the drafter learn from what it serves; :meth:`close` saves what it learned. Only
-            a SpecBlock drafter learns; answers are remembered for all.
         copies: also draft what followed the same words earlier in the text, and where the drafter
             adapts in earlier answers; only with a drafter.
     """
@@ -58,7 +53,6 @@ class Speculator:
         budget: Budget | None = None,
         costs: CostTable | None = None,
         sampling_budget: Budget | None = None,
-        adapt: AdaptationConfig | None = None,
         copies: TextCopies | None = None,
     ):
         if drafter is not None and budget is None:
@@ -67,14 +61,8 @@ class Speculator:
         self.drafter, self.budget, self.costs = drafter, budget, costs
         self.sampling_budget = sampling_budget or budget
         self.copies = copies
-        self.adaptation = None
-        if adapt is not None:
-            from specblock.adaptation.doorway import adaptation_of  # only where it is wanted
-
-            budgets = budget, self.sampling_budget
-            self.adaptation = adaptation_of(drafter, adapt, budgets, target)
-            if copies is not None:
-                copies.memory = self.adaptation.memory
+        # learns from every answer that the drafter helps with (specblock.adaptation.doorway.adapt)
+        self.adaptation: Learner | None = None
         self.engine = Engine(target)
         self.seats = Seats(Seat(drafter, budget, self.sampling_budget, copies))
 

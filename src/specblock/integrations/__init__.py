@@ -1,1 +1,1 @@
-"""SpecBlock in other people's programs, and drafters in their formats."""
+"""Ways into other programs: transformers' ``generate``, and what others serve with."""

@@ -80,7 +80,7 @@ class PathCache(Cache):
     ``length`` counts committed positions. A forward over n tokens writes at
     ``length .. length + n - 1`` and commits nothing: :meth:`keep` or :meth:`advance` does.
 
-    ``exact`` keeps them as :mod:`specblock.target.invariant` needs them: in fp32, and every value
+    ``exact`` keeps them as :mod:`specblock.kernels.invariant` needs them: in fp32, and every value
     with a 1 behind it. Otherwise they stay as the layers hand them over.
     """
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from specblock.errors import ContextError
+from specblock.kernels import attention, invariant
 from specblock.kernels.linear import RoutedLinear
 from specblock.kernels.route_table import MOST_ROWS, RouteTable
-from specblock.target import attention, invariant, masks
+from specblock.target import masks
 from specblock.target.architecture.structure import cache_argument, forward_of, text_config
 from specblock.target.architecture.tap import FeatureTap
 from specblock.target.architecture.trial import hands_on_its_cache, is_exact
@@ -47,7 +48,7 @@ class Target:
         feature_layers: 0-based decoder layers whose outputs the drafter reads.
         prefill_chunk: prompt positions per forward.
         exact: let no row's logits depend on the others, so that a verified tree gives plain
-            decoding's to the bit (:mod:`specblock.target.invariant`); None does so in half
+            decoding's to the bit (:mod:`specblock.kernels.invariant`); None does so in half
             precision on the CPU, where every other answer meets a near-tie.
         owned: nobody else changes the weights behind PyTorch's back (``weight.data``), so their
             content is not compared at the start of every text.
@@ -71,9 +72,8 @@ class Target:
         self._prefill_chunk = prefill_chunk
         self._tap = FeatureTap(model, tuple(feature_layers))
         self.by_name, self.exact = bool(exact), False
-        self.loan = Loan(
-            model, self._tap, self._attention(), _REPLACEABLE, self.device.type == "cpu"
-        )
+        on_cpu = self.device.type == "cpu"
+        self.loan = Loan(model, self._tap, self._attention(), _REPLACEABLE, on_cpu)
         self.watch: Callable[[int, float], None] | None = None  # rows and seconds of verifications
         self.text: Text | None = None  # what prefill, verify and commit speak of
         self.texts = TextPool(self.config.num_hidden_layers, most_memory(self.device))

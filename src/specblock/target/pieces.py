@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from specblock.errors import ContextError
+from specblock.kernels.packed import PackedCache, TextRows
 from specblock.target import masks
-from specblock.target.packed import PackedCache, TextRows
 from specblock.target.text import Text
 
 if TYPE_CHECKING:

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from specblock.drafters.config import StoredConfig, paper_feature_layers
+from specblock.drafters.eagle3 import objective as eagle3
 from specblock.drafters.fingerprint import tokenizer_fingerprint
+from specblock.drafters.objectives.batch import Objective
+from specblock.drafters.objectives.workload import Workload
+from specblock.drafters.parallel import objective as parallel
 from specblock.drafters.registry import KINDS as NETWORKS
+from specblock.drafters.specblock import forward
+from specblock.drafters.specblock.objective import SpecBlockObjective
+from specblock.drafters.starting.warm_start import attach_target, attention_form
 from specblock.errors import ConfigError
 from specblock.target.architecture.structure import text_config
-from specblock.training.loop.memory import Workload
-from specblock.training.objectives import eagle3, parallel
-from specblock.training.objectives import specblock_forward as forward
-from specblock.training.objectives.batch import Objective
-from specblock.training.objectives.specblock import SpecBlockObjective
 from specblock.training.recipe import DrafterRecipe
-from specblock.training.start.warm_start import attach_target, attention_form
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.config import StoredConfig
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.registry import load_model, make_drafter, read_config
+from specblock.drafters.starting.warm_start import warm_start
 from specblock.errors import CheckpointError, SpecBlockError
 from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import (
@@ -37,7 +38,6 @@ from specblock.training.loop.monitor import check_dashboards
 from specblock.training.loop.state import check_origin, origin_of
 from specblock.training.loop.trainer import Trainer
 from specblock.training.recipe import DrafterRecipe
-from specblock.training.start.warm_start import warm_start
 
 Report = Callable[[str], None]
 

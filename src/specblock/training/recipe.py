@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from specblock.drafters.specblock.objective import ObjectiveConfig
 from specblock.training.loop.trainer import TrainConfig
-from specblock.training.objectives.specblock import ObjectiveConfig
 
 
 @dataclass(frozen=True)

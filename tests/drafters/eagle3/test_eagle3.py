@@ -4,16 +4,16 @@ import pytest
 import torch
 from tests.tiny import make_target
 
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import BudgetController, FixedBudget
 from specblock.drafters.eagle3.config import Eagle3Config
-from specblock.drafters.eagle3.drafter import Eagle3Drafter
-from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.eagle3.network import Eagle3Model
+from specblock.drafters.eagle3.objective import run_step, run_trunk
+from specblock.drafters.eagle3.propose import Eagle3Drafter
 from specblock.drafters.proposing.together import alone
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
-from specblock.training.objectives.eagle3 import run_step, run_trunk
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import SamplingParams
 
 VARIANTS = {

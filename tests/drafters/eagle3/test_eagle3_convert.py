@@ -21,7 +21,7 @@ from tests.drafters.eagle3.published_eagle3 import (
 )
 
 from specblock.drafters.eagle3.convert import convert_eagle3, is_eagle3
-from specblock.drafters.eagle3.drafter import Eagle3Drafter
+from specblock.drafters.eagle3.propose import Eagle3Drafter
 from specblock.drafters.layers import Rotary
 from specblock.drafters.proposing.together import alone
 from specblock.drafters.registry import load_model, read_config

@@ -20,7 +20,7 @@ from tests.drafters.eagle3.published_eagle3 import (
 from tests.drafters.eagle3.published_speculators import speculators_tensors, write_speculators
 
 from specblock.drafters.eagle3.convert import convert_eagle3, is_eagle3
-from specblock.drafters.eagle3.drafter import Eagle3Drafter
+from specblock.drafters.eagle3.propose import Eagle3Drafter
 from specblock.drafters.proposing.together import alone
 from specblock.drafters.registry import load_model, read_config
 from specblock.errors import CheckpointError

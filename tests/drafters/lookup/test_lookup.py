@@ -7,14 +7,14 @@ import pytest
 import torch
 from tests.tiny import make_target
 
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import BudgetController, FixedBudget
-from specblock.drafters.lookup.drafter import LookupDrafter
 from specblock.drafters.lookup.match import best, continuation, longest_match, merge
+from specblock.drafters.lookup.propose import LookupDrafter
 from specblock.engine.machine.measure import measure_costs
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.sampling import SamplingParams
 from specblock.tree.source import Source
 

@@ -24,8 +24,8 @@ from tests.drafters.specblock.published_layout import (
 from specblock.drafters.specblock.checkpoint import load_checkpoint, read_extra
 from specblock.drafters.specblock.config import SpecBlockConfig
 from specblock.drafters.specblock.convert import convert_published, target_layer_count
+from specblock.drafters.specblock.forward import run_block, run_trunk
 from specblock.errors import CheckpointError, SpecBlockError
-from specblock.training.objectives.specblock_forward import run_block, run_trunk
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from specblock.drafters.specblock.config import SpecBlockConfig
+from specblock.drafters.specblock.forward import run_block, run_trunk
 from specblock.drafters.specblock.layers import InputLayer, Rotary
-from specblock.drafters.specblock.model import SpecBlockModel, previous_slot, rank_features
-from specblock.training.objectives.specblock_forward import run_block, run_trunk
+from specblock.drafters.specblock.network import SpecBlockModel, previous_slot, rank_features
 
 TINY = SpecBlockConfig(
     hidden_size=16,

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from specblock.budget.costs import CostTable
 from specblock.engine import loading
 from specblock.engine.machine import calibrate, measure, slow_dtype
 from specblock.engine.machine.exactness import repeats_plain
@@ -16,7 +17,6 @@ from specblock.kernels import deadline
 from specblock.kernels.deadline import Deadline
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
 

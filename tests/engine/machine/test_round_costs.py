@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from specblock.budget.costs import CostTable
 from specblock.engine.machine.round_costs import ALL, FIRST, PLAIN, TakingTurns, fitted_to_rounds
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from tests.tiny import make_drafter, make_target
 
 COSTS = CostTable({1: 1.0, 96: 2.0}, {1: 0.5}, {1: 0.25, 2: 0.5})

@@ -6,9 +6,9 @@ import torch
 
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.eagle3.config import Eagle3Config
-from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.eagle3.network import Eagle3Model
 from specblock.drafters.fingerprint import tokenizer_fingerprint
-from specblock.drafters.specblock.model import vocabulary_map
+from specblock.drafters.specblock.network import vocabulary_map
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import SIZES, VOCABULARY, make_target
 

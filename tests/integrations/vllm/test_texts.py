@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from specblock.budget.survival import SurvivalModel
 from specblock.errors import CheckpointError, SpecBlockError
 from specblock.integrations.vllm.pages import Pages
 from specblock.integrations.vllm.texts import Step, Texts, chain, drafter_for_chains
-from specblock.tree.survival import SurvivalModel
 from tests.tiny import SIZES, VOCABULARY, make_drafter
 
 PAGE, LENGTH, MOST = 4, 23, 8

@@ -12,16 +12,12 @@ import torch
 from tests.training.distributed import distributed_worker
 from tests.training.toy import make_model, make_sequences
 
+from specblock.drafters.objectives import reduction
+from specblock.drafters.objectives.processes import alone, sum_over_workers, worker_count
+from specblock.drafters.specblock.objective import ObjectiveConfig, SpecBlockObjective
 from specblock.errors import ConfigError
-from specblock.training.distributed import reduction
-from specblock.training.distributed.workers import (
-    Workers,
-    alone,
-    sum_over_workers,
-    worker_count,
-)
+from specblock.training.distributed.workers import Workers
 from specblock.training.evaluate.evaluator import make_batch
-from specblock.training.objectives.specblock import ObjectiveConfig, SpecBlockObjective
 
 ROOT = Path(__file__).parents[3]
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.budget.cost_tables import GPU
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
 from tests.training.test_pipeline import ENDS, GREEDY, prompts
-from tests.tree.budget.cost_tables import GPU
 from typer.testing import CliRunner
 
+from specblock.budget.controller import BudgetController
 from specblock.cli.main import app
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
@@ -28,7 +29,6 @@ from specblock.training.loop.checkpoints import numbered
 from specblock.training.loop.trainer import TrainConfig
 from specblock.training.pipeline import train_drafter
 from specblock.training.recipe import DrafterRecipe
-from specblock.tree.budgeting.budget import BudgetController
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from tests.tiny import VOCABULARY, OracleDrafter, make_target, seeded
 
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.registry import make_drafter
+from specblock.drafters.starting.warm_start import warm_start
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
@@ -15,7 +16,6 @@ from specblock.training.evaluate.simulate import greedy_answers, simulate, walk
 from specblock.training.features.reader import FeatureReader
 from specblock.training.kinds import drafter_config, new_drafter
 from specblock.training.recipe import DrafterRecipe
-from specblock.training.start.warm_start import warm_start
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.tiny import VOCABULARY, make_target, seeded
 
-from specblock.drafters.specblock.model import vocabulary_map
+from specblock.drafters.specblock.network import vocabulary_map
 from specblock.errors import SpecBlockError
 from specblock.training.data.answers import Answer
 from specblock.training.features import store

@@ -7,6 +7,8 @@ import torch
 from tests.tiny import make_drafter
 from tests.training.toy import make_sequence
 
+from specblock.drafters.objectives.attention import MAX_SCORES
+from specblock.drafters.specblock.objective import ObjectiveConfig
 from specblock.errors import SpecBlockError
 from specblock.training.evaluate.evaluator import make_batch
 from specblock.training.kinds import training_kind
@@ -17,8 +19,6 @@ from specblock.training.loop.memory import (
     check_memory,
     estimate_memory,
 )
-from specblock.training.objectives.attention import MAX_SCORES
-from specblock.training.objectives.specblock import ObjectiveConfig
 from specblock.training.recipe import DrafterRecipe
 
 BATCH, LENGTH = 6, 120

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tests.training.toy import rows
 
+from specblock.drafters.objectives.batch import Tally, summary
 from specblock.errors import ConfigError
 from specblock.training.loop import monitor
 from specblock.training.loop.monitor import Monitor, Table, columns
-from specblock.training.objectives.batch import Tally, summary
 
 
 def test_a_table_is_cut_back_to_where_a_run_goes_on(tmp_path):

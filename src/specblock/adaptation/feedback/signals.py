@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 
-from specblock.training.objectives.losses import RANK_EDGES
+from specblock.drafters.objectives.losses import RANK_EDGES
 from specblock.tree.accept import Acceptance
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.source import Source

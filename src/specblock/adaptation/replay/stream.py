@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from specblock.adaptation.config import MEMORY, AdaptationConfig
+from specblock.adaptation.doorway import adapt as start_adapting
 from specblock.adaptation.replay.poison import LyingReducer
 from specblock.adaptation.replay.report import NEVER, Row, report_of
 from specblock.config import GenerationConfig
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.specblock.drafter import SpecBlockDrafter
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.specblock.propose import SpecBlockDrafter
 from specblock.engine.speculator import Speculator
 from specblock.errors import ConfigError, ContextError
 from specblock.kernels.linear import routed
@@ -176,21 +177,20 @@ def _runner(
     """A Speculator of its own for ``policy``, with the same target."""
     if fresh and folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-    settings = None
-    if policy != NEVER:
-        chosen = {"folder": folder, "policy": policy, "save_every_seconds": 1e9}
-        settings = adapt.replace(**chosen)
     budget, sampling = copy.deepcopy((speculator.budget, speculator.sampling_budget))
-    return Speculator(
+    runner = Speculator(
         speculator.target,
         speculator.tokenizer,
         copy_drafter(speculator.drafter),
         budget,
         speculator.costs,
         sampling,
-        settings,
         None if speculator.copies is None else TextCopies(),
     )
+    if policy == NEVER:
+        return runner
+    chosen = {"folder": folder, "policy": policy, "save_every_seconds": 1e9}
+    return start_adapting(runner, adapt.replace(**chosen))
 
 
 def copy_drafter(drafter: SpecBlockDrafter) -> SpecBlockDrafter:
@@ -205,6 +205,7 @@ def copy_drafter(drafter: SpecBlockDrafter) -> SpecBlockDrafter:
         policy=drafter.policy,
         max_leaves=drafter.max_leaves,
         max_nodes=drafter.max_nodes,
+        untrained=drafter.untrained,
     )
 
 
@@ -261,8 +262,8 @@ def _answer(
 def _poison(runners: Iterable[Speculator], lying: bool) -> None:
     for adaptation in (runner.adaptation for runner in runners if runner.adaptation is not None):
         honest = getattr(adaptation.reducer, "honest", adaptation.reducer)
-        vocabulary = adaptation.drafter.model.config.draft_vocab_size
-        adaptation.reducer = LyingReducer(honest, vocabulary) if lying else honest
+        drafted = adaptation.drafter.model.t2d
+        adaptation.reducer = LyingReducer(honest, drafted) if lying else honest
 
 
 def _keep(runners: Iterable[Speculator], last: bool) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from specblock.drafters.objectives.head_loss import PROFILE_LABEL
+from specblock.drafters.starting.warm_start import warm_start
 from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import Answer, count_tokens, draft_vocabulary
 from specblock.training.data.regenerate import RegenerateConfig
@@ -22,9 +24,7 @@ from specblock.training.features.reader import FeatureReader
 from specblock.training.kinds import drafter_config, new_drafter, training_kind
 from specblock.training.loop.plan import steps_from
 from specblock.training.loop.trainer import Trainer
-from specblock.training.objectives.head_loss import PROFILE_LABEL
 from specblock.training.recipe import DrafterRecipe
-from specblock.training.start.warm_start import warm_start
 
 Report = Callable[[str], None]
 _WARM_UP = 2  # steps before the clock starts

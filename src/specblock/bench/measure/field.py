@@ -18,21 +18,21 @@ from specblock.bench.measure.compiled import CompiledTarget
 from specblock.bench.measure.contender import Contender
 from specblock.bench.measure.meter import MeteredDrafter
 from specblock.bench.measure.methods import COMPILED, LOOKUP, NODES, MethodSpec, resolve
+from specblock.budget.costs import CostTable
+from specblock.budget.survival_file import load_survival
 from specblock.drafters.base import BudgetController, CopiesController, Drafter, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.lookup.drafter import LookupDrafter
+from specblock.drafters.lookup.propose import LookupDrafter
 from specblock.drafters.registry import KINDS, make_drafter
 from specblock.engine.loading import load_drafter
 from specblock.engine.machine.calibrate import measured_routes
 from specblock.engine.machine.exactness import give_up_unless_exact
 from specblock.engine.machine.measure import measure_costs
 from specblock.engine.speculator import Speculator
-from specblock.engine.trusting.survival_file import load_survival
 from specblock.errors import ConfigError
 from specblock.kernels.linear import routed
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 
 __all__ = ["Field", "Measured", "assemble_field"]
 

@@ -21,9 +21,9 @@ from specblock.bench.report.evaluations import evaluation_markdown, is_evaluatio
 from specblock.bench.report.streams import is_stream, read_stream, stream_markdown
 from specblock.bench.report.summary import RIVAL, Summary
 from specblock.bench.report.tables import Table, interval, number, percent, table
+from specblock.budget.costs import CostTable
 from specblock.errors import SpecBlockError
 from specblock.storage import write_atomically
-from specblock.tree.budgeting.cost import CostTable
 
 __all__ = [
     "figures_of",

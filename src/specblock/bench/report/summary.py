@@ -15,7 +15,7 @@ from typing import Any
 from specblock.bench.measure.methods import PAIRS, PLAIN
 from specblock.bench.measure.rows import Row
 from specblock.bench.report.intervals import RESAMPLES, Interval, bootstrap_median, bootstrap_ratio
-from specblock.tree.budgeting.cost import CostTable
+from specblock.budget.costs import CostTable
 
 __all__ = ["RIVAL", "TAU", "Summary"]
 

@@ -60,8 +60,8 @@ def calibrate(
 
 
 def _learn(speculator: Speculator, folder: Path, prompts: Path, limit: int) -> None:
-    from specblock.engine.trusting.learn import learn_survival
-    from specblock.engine.trusting.survival_file import save_survival
+    from specblock.budget.survival_file import save_survival
+    from specblock.engine.machine.trust import learn_survival
     from specblock.training.data.prompts import read_prompts
 
     if not folder.is_dir():

@@ -58,8 +58,8 @@ def is_ours(folder: Path) -> bool:
 
 
 def _compress(source: Path, out: Path) -> None:
+    from specblock.budget.survival_file import FILE, load_survival, save_survival
     from specblock.drafters.compress import store_in_eight_bits
-    from specblock.engine.trusting.survival_file import FILE, load_survival, save_survival
 
     store_in_eight_bits(source, out)
     if (source / FILE).is_file():

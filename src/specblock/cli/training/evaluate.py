@@ -17,7 +17,7 @@ from specblock.errors import ConfigError
 from specblock.storage import write_atomically
 
 if TYPE_CHECKING:
-    from specblock.tree.budgeting.cost import CostTable
+    from specblock.budget.costs import CostTable
 
 DrafterFolders = Annotated[
     list[Path] | None,
@@ -71,7 +71,7 @@ def evaluate(
     import torch
 
     from specblock.bench.environment import describe_environment
-    from specblock.engine.loading import shipped_drafter
+    from specblock.engine.named_drafter import shipped_drafter
     from specblock.target.loading.zoo import load_model
     from specblock.training.data.answers import check_answers, read_answers
     from specblock.training.evaluate.finished import Setting, evaluate_drafter
@@ -99,7 +99,7 @@ def read_costs(path: Path | None) -> CostTable | None:
     """The cost table in a file. Raises :class:`ConfigError` where the file holds none."""
     if path is None:
         return None
-    from specblock.tree.budgeting.cost import CostTable
+    from specblock.budget.costs import CostTable
 
     try:
         return CostTable.from_dict(json.loads(path.read_text(encoding="utf-8")))

@@ -60,8 +60,8 @@ def train(settings: TrainSettings) -> None:
 
 def recipe_of(settings: TrainSettings) -> DrafterRecipe:
     """The settings as the pipeline takes them, by their names: the one place where they meet."""
+    from specblock.drafters.specblock.objective import ObjectiveConfig
     from specblock.training.loop.trainer import TrainConfig
-    from specblock.training.objectives.specblock import ObjectiveConfig
     from specblock.training.recipe import DrafterRecipe
 
     def named(kind: type) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from specblock.drafters.checkpoint import (
     write_tensors,
 )
 from specblock.drafters.eagle3.config import Eagle3Config
-from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.eagle3.network import Eagle3Model
 from specblock.drafters.eagle3.origin import PublishedOrigin
 from specblock.drafters.eagle3.published_config import (
     flat,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specblock.budget.survival import SurvivalModel
 from specblock.drafters.base import Budget
 from specblock.drafters.proposing.proposal import Proposal
 from specblock.tree.draft_tree import DraftTree
@@ -16,7 +17,6 @@ from specblock.tree.growth import (
     first_pool,
     starters,
 )
-from specblock.tree.survival import SurvivalModel
 
 
 class LevelTree:

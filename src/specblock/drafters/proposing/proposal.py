@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from specblock.budget.survival import SurvivalModel, trim
 from specblock.drafters.base import Budget
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.graft import graft
 from specblock.tree.growth import NodePool, prune_with_origins
-from specblock.tree.survival import SurvivalModel, trim
 
 __all__ = ["Proposal"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from specblock.drafters import checkpoint
 from specblock.drafters.checkpoint import read_extra, save_checkpoint
 from specblock.drafters.specblock.config import SpecBlockConfig
-from specblock.drafters.specblock.model import SpecBlockModel
+from specblock.drafters.specblock.network import SpecBlockModel
 
 __all__ = ["load_checkpoint", "read_config", "read_extra", "save_checkpoint", "stored_shapes"]
 

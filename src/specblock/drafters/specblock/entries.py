@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specblock.drafters.layers import attend_texts
 from specblock.drafters.shortlist import best_logits
-from specblock.drafters.specblock.model import RANK_TOP, SpecBlockModel
+from specblock.drafters.specblock.network import RANK_TOP, SpecBlockModel
 from specblock.tree.policy import BlockCandidates
 
 __all__ = ["Entries"]

@@ -19,6 +19,7 @@ import psutil
 import torch
 from torch import nn
 
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import Drafter
 from specblock.drafters.light import light_rows
 from specblock.drafters.shortlist import screening_pays
@@ -30,7 +31,6 @@ from specblock.kernels.route_table import RouteTable
 from specblock.kernels.routes import measure_routes, sample
 from specblock.storage import cache_folder, write_atomically
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 
 FIRST_SECONDS = 12.0  # of a calibration that somebody waits for
 _ROUTES_SHARE = 0.4  # of the time there is

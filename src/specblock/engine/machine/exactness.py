@@ -1,6 +1,6 @@
 """Does a verified tree give plain decoding's logits to the bit, on this machine?
 
-The exact attention and routes (:mod:`specblock.target.invariant`, :mod:`specblock.kernels.routes`)
+The exact attention and routes (:mod:`specblock.kernels.invariant`, :mod:`specblock.kernels.routes`)
 rely on the order in which this processor's kernels add up, so it is tried.
 """
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import Drafter, FixedBudget
 from specblock.drafters.proposing.together import together
 from specblock.engine.machine.round_costs import fitted_to_rounds, typical
 from specblock.kernels.deadline import Deadline, OutOfTimeError
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
 
 TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
+from specblock.budget.costs import CostTable
 from specblock.drafters.base import Drafter, FixedBudget
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.kernels.deadline import Deadline
 from specblock.target.model import Target
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specblock.drafters.checkpoint import CONFIG, HEAD, WEIGHTS, read_extra, read_stored
 from specblock.drafters.eagle3.config import Eagle3Config
-from specblock.drafters.eagle3.model import Eagle3Model
+from specblock.drafters.eagle3.network import Eagle3Model
 from specblock.drafters.eagle3.origin import PublishedOrigin
 from specblock.drafters.registry import read_config
 from specblock.drafters.vocabulary import check_vocabulary_map

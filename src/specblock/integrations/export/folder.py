@@ -72,6 +72,6 @@ def _fill(made: Path, drafter: Path, target: Path, copy: bool) -> None:
             shutil.copyfile(drafter / name, made / DRAFTER / name)
     code = made / "custom_generate"
     code.mkdir()
-    text = resources.files("specblock.integrations.export").joinpath("generate_template.py")
+    text = resources.files("specblock.integrations.export").joinpath("custom_generate.txt")
     (code / "generate.py").write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
     (code / "requirements.txt").write_text("specblock\n", encoding="utf-8")

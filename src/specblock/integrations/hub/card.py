@@ -37,19 +37,7 @@ def model_card(folder: str | Path, target: str | None = None, *, licence: str | 
     config, extra, run = read_config(folder), read_extra(folder), _last_training(folder)
     target = target or config.target_name
     licence = licence or target_licence(target)
-    rows = {
-        "target": f"`{_base_model(target)}`" if target else _UNKNOWN,
-        "licence of the target": f"{licence or 'unknown'}; it holds for the drafter too, which "
-        "was trained on the target's answers and holds weights of it",
-        "kind": f"{config.drafter_type}, {config.draft_vocab_size} draft tokens, layers "
-        f"{', '.join(map(str, config.feature_layers))} (outputs, from 0)",
-        "data": _data(run),
-        "optimiser steps": extra.get("steps", _UNKNOWN),
-        "answer tokens": extra.get("answer_tokens", _UNKNOWN),
-        "accepted length": _figure(extra),
-        "settings": ", ".join(f"{name} {run['settings'][name]}" for name in _SETTINGS
-                              if name in run.get("settings", {})) or _UNKNOWN,
-    }  # fmt: skip
+    rows = _rows(config, extra, run, target, licence)
     lines = [
         *_front(config, target, licence),
         f"# A drafter for {_base_model(target) or 'an unnamed target'}",
@@ -76,6 +64,29 @@ def model_card(folder: str | Path, target: str | None = None, *, licence: str | 
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rows(
+    config: StoredConfig,
+    extra: dict[str, Any],
+    run: dict[str, Any],
+    target: str,
+    licence: str | None,
+) -> dict[str, Any]:
+    """What the table says."""
+    known = [name for name in _SETTINGS if name in run.get("settings", {})]
+    return {
+        "target": f"`{_base_model(target)}`" if target else _UNKNOWN,
+        "licence of the target": f"{licence or 'unknown'}; it holds for the drafter too, which "
+        "was trained on the target's answers and holds weights of it",
+        "kind": f"{config.drafter_type}, {config.draft_vocab_size} draft tokens, layers "
+        f"{', '.join(map(str, config.feature_layers))} (outputs, from 0)",
+        "data": _data(run),
+        "optimiser steps": extra.get("steps", _UNKNOWN),
+        "answer tokens": extra.get("answer_tokens", _UNKNOWN),
+        "accepted length": _figure(extra),
+        "settings": ", ".join(f"{name} {run['settings'][name]}" for name in known) or _UNKNOWN,
+    }
 
 
 def target_licence(target: str) -> str | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from specblock.budget.survival_file import load_survival
 from specblock.drafters.registry import load_model
-from specblock.engine.trusting.survival_file import load_survival
 from specblock.integrations.vllm.engine_config import FOLDER
 from specblock.integrations.vllm.pages import Pages
 from specblock.integrations.vllm.texts import Texts, drafter_for_chains

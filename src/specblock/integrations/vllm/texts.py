@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from specblock.budget.survival import SurvivalModel
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.proposing.proposal import Proposal
 from specblock.drafters.proposing.together import together
-from specblock.drafters.specblock.drafter import SpecBlockDrafter
+from specblock.drafters.specblock.propose import SpecBlockDrafter
 from specblock.errors import CheckpointError
 from specblock.integrations.vllm.pages import Pages
 from specblock.tree.path import best_path
 from specblock.tree.policy import GrowthPolicy
-from specblock.tree.survival import SurvivalModel
 
 __all__ = ["LEAVES", "POLICY", "Step", "Texts", "chain", "drafter_for_chains"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from specblock.errors import ModelError
-from specblock.target import invariant
+from specblock.kernels import invariant
 from specblock.target.architecture.tap import FeatureTap
 from specblock.target.cache import PathCache
 

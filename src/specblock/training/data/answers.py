@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specblock.drafters.fingerprint import target_digest
-from specblock.drafters.specblock.model import vocabulary_map
+from specblock.drafters.specblock.network import vocabulary_map
 from specblock.errors import SpecBlockError
 from specblock.target.model import text_config
 from specblock.training.data.prompts import check_ids

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from specblock.drafters.base import Drafter, FixedBudget
-from specblock.training.distributed.workers import Workers, alone
+from specblock.drafters.objectives.batch import Batch, Objective, Tally, summary
+from specblock.drafters.objectives.processes import alone
+from specblock.drafters.objectives.sequence import Sequence
+from specblock.training.distributed.workers import Workers
 from specblock.training.evaluate.simulate import simulate
-from specblock.training.features.reader import Sequence, collate
-from specblock.training.objectives.batch import Batch, Objective, Tally, summary
+from specblock.training.features.reader import collate
 
 
 class TrainingLoss(nn.Module):

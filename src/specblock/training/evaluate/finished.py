@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from specblock.budget.controller import BudgetController
+from specblock.budget.costs import CostTable
+from specblock.budget.survival_file import load_survival
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
 from specblock.drafters.lookup.memory import TextMemory
 from specblock.drafters.registry import KINDS, read_config
 from specblock.engine.loading import load_drafter
-from specblock.engine.trusting.survival_file import load_survival
 from specblock.errors import SpecBlockError
 from specblock.training.data.answers import Answer
 from specblock.training.distributed.workers import Workers
@@ -25,8 +27,6 @@ from specblock.training.features.corpus import read_all
 from specblock.training.features.reader import FeatureReader
 from specblock.training.kinds import training_kind
 from specblock.training.recipe import DrafterRecipe
-from specblock.tree.budgeting.budget import BudgetController
-from specblock.tree.budgeting.cost import CostTable
 from specblock.tree.policy import GrowthPolicy
 
 

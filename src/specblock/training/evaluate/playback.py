@@ -12,11 +12,11 @@ from statistics import median, quantiles
 
 import torch
 
+from specblock.budget.controller import BudgetController
 from specblock.drafters.base import Drafter, FixedBudget
 from specblock.drafters.lookup.copies import TextCopies
+from specblock.drafters.objectives.sequence import Sequence
 from specblock.training.evaluate.simulate import simulate
-from specblock.training.features.reader import Sequence
-from specblock.tree.budgeting.budget import BudgetController
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specblock.budget.survival import Trials
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
+from specblock.drafters.objectives.sequence import Sequence
 from specblock.engine.drafting import Round, draft_all, start
-from specblock.training.features.reader import Sequence
 from specblock.tree.accept import follow
 from specblock.tree.draft_tree import DraftTree
-from specblock.tree.survival import Trials
 
 
 def simulate(

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
 from typing import Protocol
 
+from specblock.drafters.objectives.sequence import Sequence
 from specblock.training.data.answers import Answer
-from specblock.training.features.reader import FeatureReader, Sequence
+from specblock.training.features.reader import FeatureReader
 
 
 class Corpus(Protocol):

@@ -19,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from specblock.drafters.objectives.sequence import Sequence
 from specblock.errors import SpecBlockError
 from specblock.storage import atomic_file
 from specblock.training.data.answers import Answer
 from specblock.training.features.corpus import by_length, sizes_of
-from specblock.training.features.reader import FeatureReader, Sequence
+from specblock.training.features.reader import FeatureReader
 
 SHARD_ANSWERS = 64
 _NAMES = ("features", "tokens", "target_ids", "target_probabilities", "usable")

@@ -9,27 +9,12 @@ import torch
 from torch import nn
 
 from specblock.drafters.config import StoredConfig
+from specblock.drafters.objectives.attention import MAX_SCORES
+from specblock.drafters.objectives.head_loss import CHUNK_ROWS
+from specblock.drafters.objectives.workload import Workload
 from specblock.errors import SpecBlockError
-from specblock.training.objectives.attention import MAX_SCORES
-from specblock.training.objectives.head_loss import CHUNK_ROWS
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What one forward runs through the drafter.
-
-    ``trunk_rows``: entries computed for all positions; ``later_rows``: entries of blocks or steps
-    after them, in so many ``later_forwards``; ``later_keys``: keys that each of these entries sees;
-    ``head_rows``: rows through the head.
-    """
-
-    trunk_rows: int
-    later_rows: int
-    later_forwards: int
-    later_keys: int
-    head_rows: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,7 @@ def estimate_memory(
     Counts what autograd keeps of every layer, by the drafter's config: about twelve hidden states
     and five rows of the feed-forward's width per entry, and two matrices of scores, or one piece of
     them with its temporaries where there are several
-    (:mod:`specblock.training.objectives.attention`).
+    (:mod:`specblock.drafters.objectives.attention`).
     """
     config: StoredConfig = model.config
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from specblock.drafters.objectives.batch import Tally
 from specblock.errors import ConfigError
 from specblock.storage import explain_disk_errors
-from specblock.training.objectives.batch import Tally
 
 _log = logging.getLogger("specblock")
 Row = dict[str, Any]

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from specblock.drafters.objectives.batch import Objective, Tally, summary
+from specblock.drafters.objectives.noise import mixed_seed
 from specblock.stored import restoring
 from specblock.training.distributed.sharding import gathered, load_gathered, whole
 from specblock.training.distributed.workers import Workers
@@ -30,8 +32,6 @@ from specblock.training.loop.interrupt import Interrupt
 from specblock.training.loop.monitor import Monitor, columns
 from specblock.training.loop.plan import micro_batches, steps_from
 from specblock.training.loop.state import check_identity, newest_state, version
-from specblock.training.objectives.batch import Objective, Tally, summary
-from specblock.training.objectives.noise import mixed_seed
 
 Report = Callable[[str], None]
 

@@ -1,0 +1,212 @@
+"""A drafter that drafts before its first gradient step.
+
+What is described here is for SpecBlock, and for parallel heads as far as they share its parts (the
+heads themselves start at zero, so at first every position proposes the same);
+:mod:`specblock.drafters.eagle3.start` does what EAGLE-3 needs instead.
+
+The target's last L layers turn the input of the first of them into the next token. If the
+drafter's layers are copies of these, all its input layer has to do is guess that input at the
+*next* position from what is known at this one. That guess is linear regression:
+
+1. ``condition_proj``: ridge regression of the guess on the normed features and token embedding;
+   its feature part becomes the projection.
+2. ``fuse``: the same regression on the projected, normed condition and the token, with the
+   constant carried by the slot queries.
+3. slots k >= 1: what a regression on the input k positions further on adds to that of slot 0,
+   cut to ``slot_rank`` directions, the ones that move the guess most.
+
+The shift starts as (identity, 0); norm and head are the target's; the sink entry is the first
+token's own hidden state. Only targets whose layers have the drafter's shape can lend them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from specblock.drafters.eagle3.network import Eagle3Model
+from specblock.drafters.eagle3.start import fit_eagle3
+from specblock.drafters.objectives.sequence import Sequence
+from specblock.drafters.parallel.network import ParallelModel
+from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.starting.ridge import Ridge, unit
+from specblock.errors import CheckpointError
+from specblock.steps import Steps, drained
+from specblock.target.architecture.structure import decoder_layers, text_config
+
+Layered = SpecBlockModel | ParallelModel  # drafters with SpecBlock's input layer and layers
+
+_BEHIND_ATTENTION = (
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+)
+
+
+def attention_form(target: nn.Module) -> dict[str, bool]:
+    """The settings of a drafter whose attention is to have the form of the target's last layer."""
+    names = decoder_layers(target)[-1].state_dict()
+    return {
+        "qkv_bias": "self_attn.q_proj.bias" in names,
+        "qk_norm": "self_attn.q_norm.weight" in names,
+    }
+
+
+def copy_target_layers(drafter: Layered, target: nn.Module) -> None:
+    """Give the drafter the target's last layers, final norm, head rows and embeddings.
+
+    Raises :class:`CheckpointError` if the target's layers hold anything the drafter's lack.
+    """
+    layers = decoder_layers(target)
+    first = len(layers) - len(drafter.layers)
+    activation = getattr(text_config(target), "hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise CheckpointError(
+            f"The target's layers cannot be copied into the drafter (their activation is "
+            f"{activation}, not silu)."
+        )
+    for own, lent in zip(drafter.layers, layers[first:], strict=True):
+        own.load_state_dict(_lent(lent.state_dict(), own.state_dict()))
+    attach_target(drafter, target, head=True)
+    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
+
+
+def copy_behind_attention(drafter: Eagle3Model, target: nn.Module) -> None:
+    """Give the drafter what follows the attention of the target's last layer, and embeddings.
+
+    Raises :class:`CheckpointError` if the layer has another form than the drafter's there.
+    """
+    state = decoder_layers(target)[-1].state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("self_attn.")}
+    state = _lent(state, _BEHIND_ATTENTION)
+    del state["input_layernorm.weight"]  # the drafter's norms another input
+    drafter.midlayer.load_state_dict(state, strict=False)
+    attach_target(drafter, target, head=True)
+    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
+
+
+def _lent(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The weights in fp32 if they are exactly those of these names."""
+    odd = sorted(set(state) ^ set(names))
+    if odd:
+        raise CheckpointError(
+            f"The target's layers cannot be copied into the drafter (they differ in "
+            f"{', '.join(odd)})."
+        )
+    return {name: value.float() for name, value in state.items()}
+
+
+@torch.no_grad()
+def attach_target(drafter: nn.Module, target: nn.Module, *, head: bool) -> None:
+    """Fill the embeddings from the target, and with ``head`` the rows of the head too."""
+    for name, parameter in drafter.named_parameters():
+        if name.endswith("embed_tokens.weight"):
+            parameter.copy_(target.get_input_embeddings().weight)
+    if head:
+        rows = drafter.t2d.to(target.device)
+        drafter.lm_head.weight.copy_(target.get_output_embeddings().weight[rows])
+
+
+def _rows(sequence: Sequence, drafter: Layered) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Normed features, normed token embeddings and, per slot, the guess's truth, at all pairs.
+
+    The guess of slot k at pair i is the top feature at position i + 1 + k; pairs too close to the
+    end have none and are left out, so every slot sees the same rows.
+    """
+    config = drafter.config
+    size, slots = config.hidden_size, config.block_size
+    count = sequence.tokens.numel() - slots
+    features = sequence.features.float().unflatten(-1, (-1, size))
+    inputs = unit(features[:count]).flatten(1)
+    tokens = unit(drafter.input_layer.embed_tokens.weight[sequence.tokens[:count]])
+    top = unit(features[:, -1])
+    return inputs, tokens, [top[1 + k : 1 + k + count] for k in range(slots)]
+
+
+def fit_input_layer(
+    drafter: Layered, sequences: Iterable[Sequence], *, strength: float = 1e-4
+) -> None:
+    """Steps 1 to 3 of the module's text, in two passes over ``sequences``."""
+    drained(fitting_input_layer(drafter, sequences, strength=strength))
+
+
+@torch.no_grad()
+def fitting_input_layer(
+    drafter: Layered, sequences: Iterable[Sequence], *, strength: float = 1e-4
+) -> Steps[None]:
+    """:func:`fit_input_layer`, a sequence or a solution at a time."""
+    config, layer = drafter.config, drafter.input_layer
+    size, slots = config.hidden_size, config.block_size
+    count = len(config.feature_layers)
+    sequences = [s for s in sequences if s.tokens.numel() > slots]
+    scale = _typical_scale(sequences, size)
+    first = Ridge((count + 1) * size + 1, size)
+    for sequence in sequences:
+        inputs, tokens, truths = _rows(sequence, drafter)
+        ones = torch.ones(len(inputs), 1)
+        first.add(torch.cat((inputs, tokens, ones), dim=1), truths[0])
+        yield
+    layer.condition_proj.weight.copy_(first.solve(strength)[:, : count * size])
+    second = Ridge(2 * size + 1, slots * size)
+    for sequence in sequences:
+        inputs, tokens, truths = _rows(sequence, drafter)
+        condition = unit(inputs @ layer.condition_proj.weight.t())
+        ones = torch.ones(len(inputs), 1)
+        second.add(torch.cat((condition, tokens, ones), dim=1), torch.cat(truths, dim=1))
+        yield
+    solved = scale * second.solve(strength).unflatten(0, (slots, size))  # [K, H, 2H + 1]
+    _install(drafter, solved, second.xx[:-1, :-1].float())
+
+
+def _install(drafter: Layered, solved: Tensor, moments: Tensor) -> None:
+    config, layer = drafter.config, drafter.input_layer
+    width = 2 * config.hidden_size
+    layer.fuse.weight[:, :width] = solved[0, :, :width]
+    queries = layer.query_norm(layer.position_queries.weight)  # [K, H], nearly orthogonal
+    constants = solved[:, :, width]  # [K, H]
+    layer.fuse.weight[:, width:] = (torch.linalg.pinv(queries) @ constants).t()
+    for slot in range(1, config.block_size if config.slot_rank else 1):
+        extra = solved[slot, :, :width] - solved[0, :, :width]
+        covariance = extra @ moments @ extra.t()
+        basis = torch.linalg.eigh(covariance).eigenvectors[:, -config.slot_rank :]
+        low, high = (slot - 1) * config.slot_rank, slot * config.slot_rank
+        layer.slot_up[slot - 1] = basis
+        layer.slot_down[low:high] = basis.t() @ extra
+
+
+def _typical_scale(sequences: list[Sequence], size: int) -> float:
+    """Median root-mean-square of the top feature: the residual stream's scale at that layer."""
+    tops = torch.cat([s.features[1:, -size:].float().square().mean(-1).sqrt() for s in sequences])
+    return tops.median().item()
+
+
+@torch.no_grad()
+def start_shift_as_identity(drafter: SpecBlockModel) -> None:
+    size = drafter.config.hidden_size
+    for shift in drafter.shift_proj:
+        shift.weight.zero_()
+        shift.weight[:, :size] = torch.eye(size)
+
+
+@torch.no_grad()
+def warm_start(drafter: nn.Module, target: nn.Module, sequences: list[Sequence]) -> None:
+    """Start a drafter of any kind in closed form from ``target`` and some thousand answer tokens.
+
+    Raises :class:`CheckpointError` if the target's layers are of another form.
+    """
+    if isinstance(drafter, Eagle3Model):
+        copy_behind_attention(drafter, target)
+        fit_eagle3(drafter, target, sequences)
+        return
+    copy_target_layers(drafter, target)
+    if isinstance(drafter, SpecBlockModel):
+        start_shift_as_identity(drafter)
+    fit_input_layer(drafter, sequences)
+    if drafter.config.sink:
+        size = drafter.config.hidden_size
+        first = [sequence.features[0, -size:].float() for sequence in sequences]
+        drafter.sink.copy_(torch.stack(first).mean(0))
