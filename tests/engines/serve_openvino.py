@@ -45,6 +45,7 @@ def converted(source: str, out: Path) -> str:
     if not (out / "openvino_model.xml").is_file():
         command = [str(Path(sys.executable).with_name("optimum-cli")), "export", "openvino"]
         command += ["--model", source, "--task", "text-generation-with-past"]
+        command += ["--trust-remote-code"]  # of the exporter itself: its EAGLE-3 network
         command += ["--weight-format", "fp32", str(out)]
         subprocess.run(command, check=True)
     return str(out)
