@@ -1,4 +1,4 @@
-"""An exported EAGLE-3 drafter in OpenVINO GenAI: converted by its own exporter, tokens unchanged."""
+"""An exported EAGLE-3 drafter in OpenVINO GenAI: converted by its exporter, tokens unchanged."""
 
 import json
 import subprocess
