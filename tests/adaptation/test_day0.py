@@ -21,7 +21,7 @@ from specblock.engine.loading import assemble, load_drafter
 from specblock.engine.named_drafter import DAY0, find_drafter
 from specblock.errors import ConfigError
 
-SETTINGS = {"policy": "always-full", "accept_z": 0.0, "heads_lr": 1e-3, "layers_lr": 1e-3}
+SETTINGS = {"policy": "always-full", "accept_z": 0.0, "fresh_lr": 1e-3}
 
 
 def speculator(folder=None, **settings):

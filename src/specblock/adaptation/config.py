@@ -52,6 +52,7 @@ class AdaptationConfig(StrictConfig):
     # ten times as much spoils a trained drafter in ten steps (docs/experiments.md, 44)
     heads_lr: Positive = 1e-4
     layers_lr: Positive = 3e-5
+    fresh_lr: Positive = 2e-4  # of all that is trained of a drafter that came with nothing
     clip: Positive = 0.5
     mixed_precision: bool = True
     max_update_seconds: Positive = 60.0

@@ -107,17 +107,13 @@ class Learner:
     def _optimiser(self, arm: str) -> torch.optim.Optimizer:
         parameters = trainable(self.master, arm)
         heads = set(trainable(self.master, HEADS))
-        groups = [
-            {
-                "params": [parameters[n] for n in parameters if n in heads],
-                "lr": self.config.heads_lr,
-            },
-            {
-                "params": [parameters[n] for n in parameters if n not in heads],
-                "lr": self.config.layers_lr,
-            },
+        rates = self.config.heads_lr, self.config.layers_lr
+        if self.beginning is not None:
+            rates = (self.config.fresh_lr,) * 2
+        own = [
+            [parameters[n] for n in parameters if (n in heads) is head] for head in (True, False)
         ]
-        groups = [group for group in groups if group["params"]]
+        groups = [{"params": p, "lr": rate} for p, rate in zip(own, rates, strict=True) if p]
         return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
 
     def attempting(self, job: Job) -> Steps[Attempt]:
