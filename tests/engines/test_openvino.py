@@ -1,14 +1,14 @@
-"""An exported EAGLE-3 drafter in OpenVINO GenAI: converted by its own exporter, tokens unchanged."""
+"""An exported EAGLE-3 drafter in OpenVINO GenAI: converted by its exporter, tokens unchanged."""
 
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
-
-from specblock.integrations.export.eagle3 import export_eagle3
 from tests.engines.conftest import OPENVINO
 from tests.engines.tiny_world import unseen
+
+from specblock.integrations.export.eagle3 import export_eagle3
 
 SECONDS = 900  # two conversions
 NEW = 40
