@@ -20,6 +20,7 @@ def main(request: Path, answer: Path) -> None:
     work = Path(asked["work"])
     target = converted(asked["target"], work / "ov-target")
     drafter = converted(asked["drafter"], work / "ov-drafter")
+    name_layers(Path(drafter) / "openvino_model.xml", asked["layers"])
     plain = genai.GenerationConfig(max_new_tokens=asked["new"], do_sample=False, ignore_eos=True)
     plain.apply_chat_template = False
 
@@ -29,8 +30,7 @@ def main(request: Path, answer: Path) -> None:
 
     texts, _ = written(genai.LLMPipeline(target, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), plain)
     precision = {"INFERENCE_PRECISION_HINT": "f32"}
-    draft = genai.draft_model(drafter, "CPU", eagle3_mode=True,
-                              hidden_layers_list=asked["layers"], **precision)  # fmt: skip
+    draft = genai.draft_model(drafter, "CPU", **precision)
     pipe = genai.LLMPipeline(target, "CPU", draft_model=draft, **precision)
     for name, value in TREE.items():
         setattr(plain, name, value)
@@ -38,6 +38,17 @@ def main(request: Path, answer: Path) -> None:
     metrics = [getattr(one, "extended_perf_metrics", None) for one in done]
     accepted = [m.get_num_accepted_tokens() for m in metrics if m is not None]
     answer.write_text(json.dumps({"plain": texts, "drafted": drafted, "accepted": accepted}))
+
+
+def name_layers(model: Path, layers: list[int]) -> None:
+    """Write into a converted drafter which layers' outputs are its features: as an argument from
+    Python the list has a type that version 2026.4 does not take."""
+    text = model.read_text()
+    if "hidden_layers_list" not in text:
+        mark = '<eagle3_mode value="True" />'
+        assert mark in text, "the exporter did not see an EAGLE-3 drafter"
+        listed = f'<hidden_layers_list value="{" ".join(map(str, layers))}" />'
+        model.write_text(text.replace(mark, mark + listed, 1))
 
 
 def converted(source: str, out: Path) -> str:
