@@ -22,6 +22,8 @@ from specblock.cli.serving.serve import serve
 from specblock.cli.training.adapt import app as adapt
 from specblock.cli.training.convert import convert
 from specblock.cli.training.evaluate import evaluate
+from specblock.cli.training.export import export, push
+from specblock.cli.training.fit import fit
 from specblock.cli.training.prepare_data import prepare_data
 from specblock.cli.training.regenerate import regenerate
 from specblock.cli.training.train import train
@@ -41,7 +43,10 @@ for command in (
     calibrate,
     doctor,
     convert,
+    export,
+    push,
     bench,
+    fit,
     prepare_data,
     regenerate,
     train,

@@ -22,6 +22,7 @@ class DrafterRecipe:
     kind: str = "specblock"  # or eagle3, parallel
     layers: int = 2
     feature_layers: tuple[int, ...] | None = None  # of the target, from 0; None: low, middle, high
+    for_engines: bool = False  # None means the paper's layers, which every engine reads
     block_size: int = 4
     draft_vocab_size: int = 12288
     cached_slots: int = 1

@@ -155,6 +155,11 @@ class TrainSettings(RunSettings):
     kind: Literal["specblock", "eagle3", "parallel"] = described(
         "specblock", "Drafter: specblock, eagle3 or parallel."
     )
+    for_engines: bool = described(
+        False,
+        "An eagle3 drafter without what other engines lack (sink, feature norms, feature layers of "
+        "one's own), to be exported: docs/engines.md.",
+    )
     start: Literal["closed-form", "scratch"] = described(
         "closed-form", "From the target's own layers (closed-form), or random (scratch)."
     )
@@ -222,6 +227,19 @@ class TrainSettings(RunSettings):
     @classmethod
     def _numbers_of_text(cls, value: Any) -> Any:
         return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_engines_lack(cls, values: Any) -> Any:
+        if values.get("for_engines") is not True:
+            return values
+        if values.get("kind") != "eagle3":
+            raise ConfigError("--for-engines is about EAGLE-3 drafters: add --kind eagle3.")
+        for name in ("sink", "feature_norm", "feature_layers"):
+            if values.get(name):
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--for-engines trains without --{flag}: drop one of the two.")
+        return {**values, "sink": False, "feature_norm": False}
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSettings:
