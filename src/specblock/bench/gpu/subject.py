@@ -17,7 +17,7 @@ from specblock.bench.measure.weights import shipped_weights
 from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.starting.head import attach_target
 from specblock.storage import write_atomically
-from specblock.target.loading.zoo import load_model, locate_model
+from specblock.target.loading.zoo import load_model, load_tokenizer, locate_model
 
 __all__ = ["PROMPTS", "Subject", "random_answers", "subject"]
 
@@ -45,9 +45,7 @@ def subject(scale: Scale, work: Path, dtype: torch.dtype | None = None) -> Subje
     if scale.decoded is None:
         network, tokenizer = load_model(MODEL, dtype=dtype, device=scale.device)
         return Subject(network, tokenizer, shipped_weights(MODEL))
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(locate_model(MODEL))
+    tokenizer = load_tokenizer(locate_model(MODEL), MODEL)
     network = random_target(scale.decoded, scale.device, dtype)
     return Subject(network, tokenizer, random_drafters(scale.decoded, network, work))
 

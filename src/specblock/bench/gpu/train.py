@@ -22,6 +22,7 @@ from specblock.training.recipe import DrafterRecipe
 __all__ = ["train"]
 
 KINDS = ("specblock", "eagle3")
+_ANSWERS = 6000  # whose features are read, twice: more would leave too little time to train
 _SHARE = 0.4  # of the stage's seconds that each kind trains; reading features takes of the rest
 
 
@@ -67,7 +68,7 @@ def recipe_of(kind: str, scale: Scale) -> DrafterRecipe:
         eval_every_seconds=1e9, keep_checkpoints=1,
     )  # fmt: skip
     if not scale.steps:
-        return DrafterRecipe(kind=kind, train=config)
+        return DrafterRecipe(kind=kind, limit=_ANSWERS, train=config)
     few = replace(config, epochs=scale.steps, batch_sequences=4, log_every=1)
     return DrafterRecipe(
         kind=kind, draft_vocab_size=64, slot_rank=8, held_out=2, simulated=1, ttt_steps=2,
