@@ -152,8 +152,8 @@ class TrainSettings(RunSettings):
     )
     out: Path = described(..., "Folder of the drafter; a run that was cut off goes on there.")
     model: str = described(DEFAULT_MODEL, "Embedded name, folder or hub id of the target.")
-    kind: Literal["specblock", "eagle3", "parallel"] = described(
-        "specblock", "Drafter: specblock, eagle3 or parallel."
+    kind: str = described(
+        "specblock", "Drafter: specblock, eagle3, parallel, or a kind of your own."
     )
     start: Literal["closed-form", "scratch"] = described(
         "closed-form", "From the target's own layers (closed-form), or random (scratch)."

@@ -6,7 +6,7 @@ from tests.engine.test_speculator import make_tokenizer
 from torch.nn import functional as F
 
 from specblock.drafters.specblock.network import SpecBlockModel, vocabulary_map
-from specblock.drafters.starting.warm_start import copy_target_layers
+from specblock.drafters.specblock.start import copy_target_layers
 from specblock.errors import CheckpointError
 from specblock.target.architecture.structure import decoder_layers
 from specblock.training.kinds import drafter_config, new_drafter

@@ -22,10 +22,44 @@ from torch import Tensor, nn
 
 from specblock.drafters.eagle3.network import Eagle3Model
 from specblock.drafters.objectives.sequence import Sequence
+from specblock.drafters.starting.lending import attach_target, lent
 from specblock.drafters.starting.ridge import Ridge, strongest_directions, unit
 from specblock.target.architecture.structure import decoder_layers
 
 _OWN_POSITION = 4.0  # by how much a head's own position outscores the one before
+
+
+_BEHIND_ATTENTION = (
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+)
+
+
+@torch.no_grad()
+def start(drafter: Eagle3Model, target: nn.Module, sequences: list[Sequence]) -> None:
+    """All of the module's text, from some thousand answer tokens.
+
+    Raises :class:`CheckpointError` if the target's last layer is of another form.
+    """
+    copy_behind_attention(drafter, target)
+    fit_eagle3(drafter, target, sequences)
+
+
+def copy_behind_attention(drafter: Eagle3Model, target: nn.Module) -> None:
+    """Give the drafter what follows the attention of the target's last layer, and embeddings.
+
+    Raises :class:`CheckpointError` if the layer has another form than the drafter's there.
+    """
+    state = decoder_layers(target)[-1].state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("self_attn.")}
+    state = lent(state, _BEHIND_ATTENTION)
+    del state["input_layernorm.weight"]  # the drafter's norms another input
+    drafter.midlayer.load_state_dict(state, strict=False)
+    attach_target(drafter, target, head=True)
+    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
 
 
 def middle_of_last_layer(target: nn.Module, features: Tensor, layer: int) -> Tensor:

@@ -1,8 +1,4 @@
-"""A drafter that drafts before its first gradient step.
-
-What is described here is for SpecBlock, and for parallel heads as far as they share its parts (the
-heads themselves start at zero, so at first every position proposes the same);
-:mod:`specblock.drafters.eagle3.start` does what EAGLE-3 needs instead.
+"""A SpecBlock drafter that drafts before its first gradient step.
 
 The target's last L layers turn the input of the first of them into the next token. If the
 drafter's layers are copies of these, all its input layer has to do is guess that input at the
@@ -22,37 +18,43 @@ token's own hidden state. Only targets whose layers have the drafter's shape can
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from specblock.drafters.eagle3.network import Eagle3Model
-from specblock.drafters.eagle3.start import fit_eagle3
 from specblock.drafters.objectives.sequence import Sequence
-from specblock.drafters.parallel.network import ParallelModel
 from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.starting.lending import attach_target, lent
 from specblock.drafters.starting.ridge import Ridge, unit
 from specblock.errors import CheckpointError
 from specblock.target.architecture.structure import decoder_layers, text_config
 
-Layered = SpecBlockModel | ParallelModel  # drafters with SpecBlock's input layer and layers
+if TYPE_CHECKING:
+    from specblock.drafters.parallel.network import ParallelModel
 
-_BEHIND_ATTENTION = (
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
-    "mlp.gate_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-)
+    Layered = SpecBlockModel | ParallelModel  # drafters with SpecBlock's input layer and layers
 
 
-def attention_form(target: nn.Module) -> dict[str, bool]:
-    """The settings of a drafter whose attention is to have the form of the target's last layer."""
-    names = decoder_layers(target)[-1].state_dict()
-    return {
-        "qkv_bias": "self_attn.q_proj.bias" in names,
-        "qk_norm": "self_attn.q_norm.weight" in names,
-    }
+@torch.no_grad()
+def start(drafter: SpecBlockModel, target: nn.Module, sequences: list[Sequence]) -> None:
+    """All of the module's text, from some thousand answer tokens.
+
+    Raises :class:`CheckpointError` if the target's layers are of another form.
+    """
+    start_layers(drafter, target, sequences)
+    start_shift_as_identity(drafter)
+
+
+@torch.no_grad()
+def start_layers(drafter: Layered, target: nn.Module, sequences: list[Sequence]) -> None:
+    """Layers, input layer and sink."""
+    copy_target_layers(drafter, target)
+    fit_input_layer(drafter, sequences)
+    if drafter.config.sink:
+        size = drafter.config.hidden_size
+        first = [sequence.features[0, -size:].float() for sequence in sequences]
+        drafter.sink.copy_(torch.stack(first).mean(0))
 
 
 def copy_target_layers(drafter: Layered, target: nn.Module) -> None:
@@ -68,46 +70,10 @@ def copy_target_layers(drafter: Layered, target: nn.Module) -> None:
             f"The target's layers cannot be copied into the drafter (their activation is "
             f"{activation}, not silu)."
         )
-    for own, lent in zip(drafter.layers, layers[first:], strict=True):
-        own.load_state_dict(_lent(lent.state_dict(), own.state_dict()))
+    for own, theirs in zip(drafter.layers, layers[first:], strict=True):
+        own.load_state_dict(lent(theirs.state_dict(), own.state_dict()))
     attach_target(drafter, target, head=True)
     drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
-
-
-def copy_behind_attention(drafter: Eagle3Model, target: nn.Module) -> None:
-    """Give the drafter what follows the attention of the target's last layer, and embeddings.
-
-    Raises :class:`CheckpointError` if the layer has another form than the drafter's there.
-    """
-    state = decoder_layers(target)[-1].state_dict()
-    state = {name: value for name, value in state.items() if not name.startswith("self_attn.")}
-    state = _lent(state, _BEHIND_ATTENTION)
-    del state["input_layernorm.weight"]  # the drafter's norms another input
-    drafter.midlayer.load_state_dict(state, strict=False)
-    attach_target(drafter, target, head=True)
-    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
-
-
-def _lent(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The weights in fp32 if they are exactly those of these names."""
-    odd = sorted(set(state) ^ set(names))
-    if odd:
-        raise CheckpointError(
-            f"The target's layers cannot be copied into the drafter (they differ in "
-            f"{', '.join(odd)})."
-        )
-    return {name: value.float() for name, value in state.items()}
-
-
-@torch.no_grad()
-def attach_target(drafter: nn.Module, target: nn.Module, *, head: bool) -> None:
-    """Fill the embeddings from the target, and with ``head`` the rows of the head too."""
-    for name, parameter in drafter.named_parameters():
-        if name.endswith("embed_tokens.weight"):
-            parameter.copy_(target.get_input_embeddings().weight)
-    if head:
-        rows = drafter.t2d.to(target.device)
-        drafter.lm_head.weight.copy_(target.get_output_embeddings().weight[rows])
 
 
 def _rows(sequence: Sequence, drafter: Layered) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -180,23 +146,3 @@ def start_shift_as_identity(drafter: SpecBlockModel) -> None:
     for shift in drafter.shift_proj:
         shift.weight.zero_()
         shift.weight[:, :size] = torch.eye(size)
-
-
-@torch.no_grad()
-def warm_start(drafter: nn.Module, target: nn.Module, sequences: list[Sequence]) -> None:
-    """Start a drafter of any kind in closed form from ``target`` and some thousand answer tokens.
-
-    Raises :class:`CheckpointError` if the target's layers are of another form.
-    """
-    if isinstance(drafter, Eagle3Model):
-        copy_behind_attention(drafter, target)
-        fit_eagle3(drafter, target, sequences)
-        return
-    copy_target_layers(drafter, target)
-    if isinstance(drafter, SpecBlockModel):
-        start_shift_as_identity(drafter)
-    fit_input_layer(drafter, sequences)
-    if drafter.config.sink:
-        size = drafter.config.hidden_size
-        first = [sequence.features[0, -size:].float() for sequence in sequences]
-        drafter.sink.copy_(torch.stack(first).mean(0))
