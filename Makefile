@@ -22,7 +22,7 @@ PIP_FLAGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet -c constraints.txt $(PIP_FLAGS)
 # what depends on other packages: the model's forward, the doorway, the command line, reading data
-CORE := tests/kernels tests/target tests/tree tests/engine tests/cli tests/training/data \
+CORE := tests/kernels tests/target tests/tree tests/budget tests/engine tests/integrations tests/cli tests/training/data \
 	$(wildcard tests/test_*.py)
 
 # Two workers of one thread: two threads beside a busy process wait for each other most of the time.

@@ -76,6 +76,8 @@ def unknown(words):
     """What of a command neither exists nor is a value or a placeholder."""
     command = typer.main.get_command(app)
     while words and hasattr(command, "commands"):
+        if command.invoke_without_command and words[0].startswith("-"):
+            break  # `bench` measures by itself, too
         verb, *words = words
         if verb not in command.commands:
             return [verb]

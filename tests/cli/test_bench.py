@@ -6,7 +6,7 @@ import pytest
 from tests.engine.test_speculator import make_tokenizer
 from tests.tiny import make_target
 
-from specblock.engine import loading
+from specblock import api
 from specblock.target.loading import zoo
 
 
@@ -20,7 +20,7 @@ def tiny(monkeypatch):
         small = {"max_position_embeddings": 1024, "num_hidden_layers": 1}
         return make_target("llama", **small), make_tokenizer()
 
-    for module in (zoo, loading):
+    for module in (zoo, api):
         monkeypatch.setattr(module, "load_model", load_model)
     return loads
 

@@ -146,7 +146,7 @@ def _former_rows(out: Path | None, settings: dict[str, Any]) -> list[Row]:
         same = former["settings"] == json.loads(json.dumps(settings))
         rows = [Row(**row) for row in former["rows"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{out} holds no report of bench-adapt: name another file.") from error
+        raise ConfigError(f"{out} holds no report of bench adapt: name another file.") from error
     if not same:
         raise ConfigError(f"{out} holds a report with other settings: name another file.")
     return rows

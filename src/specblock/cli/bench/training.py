@@ -1,4 +1,4 @@
-"""``specblock bench-training``: how fast this machine regenerates answers and trains."""
+"""``specblock bench training``: how fast this machine regenerates answers and trains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from specblock.storage import write_atomically
 
 
 @verb
-def bench_training(
+def training(
     answers: Annotated[Path, typer.Option(help="Answers of `specblock regenerate`.")],
     model: options.Model = options.DEFAULT_MODEL,
     kind: Annotated[str, typer.Option(help="specblock, eagle3 or parallel.")] = "specblock",

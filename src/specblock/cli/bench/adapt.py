@@ -1,4 +1,4 @@
-"""``specblock bench-adapt``: policies of adaptation on a stream of prompts."""
+"""``specblock bench adapt``: policies of adaptation on a stream of prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @verb
-def bench_adapt(
+def adapt(
     stream: Annotated[
         Path | None,
         typer.Option(help="JSONL file of prompts in order.", show_default="our own, short"),

@@ -1,4 +1,4 @@
-"""``specblock profile``: where the time of a method's round goes."""
+"""``specblock bench profile``: where the time of a method's round goes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def profile(
     """Profile one answer of each method, operator by operator."""
     from specblock.bench.environment import describe_environment
     from specblock.bench.measure.profile import profile_rounds
-    from specblock.cli.measuring.bench import open_field
+    from specblock.cli.bench.methods import open_field
 
     field = open_field(model, methods, [], (dtype, device, threads), exact, "measured", None)
     config = GenerationConfig(max_new_tokens=max_new_tokens, ignore_eos=True)

@@ -62,8 +62,13 @@ Concurrency = Annotated[
 ]
 
 
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
 @verb
 def bench(
+    context: typer.Context,
     prompts: Prompts = None,
     limit: Limit = None,
     per_task: PerTask = None,
@@ -88,6 +93,8 @@ def bench(
 
     With --concurrency: many clients at once, by the engine and by transformers.
     """
+    if context.invoked_subcommand is not None:
+        return
     from specblock.bench import load_suite
     from specblock.bench.suites.prompts import check_templates
 
@@ -97,7 +104,7 @@ def bench(
     config = GenerationConfig(max_new_tokens=max_new_tokens, seed=seed, **sampling)
     chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
     if concurrency is not None:
-        from specblock.cli.measuring.load import bench_load
+        from specblock.cli.bench.load import bench_load
 
         bench_load(
             concurrency, methods, chosen, prompts or "own", config, json_out,

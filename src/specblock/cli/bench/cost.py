@@ -1,4 +1,4 @@
-"""``specblock bench-cost``: what a round of drafting costs at the size of a deployed model."""
+"""``specblock bench cost``: what a round of drafting costs at the size of a deployed model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from specblock.errors import ConfigError
 
 
 @verb
-def bench_cost(
+def cost(
     shape: Annotated[str, typer.Option(help="llama-3.1-8b, qwen3-8b or embedded.")] = "embedded",
     device: Annotated[
         str, typer.Option(help="A torch device; meta counts parameters only.")
