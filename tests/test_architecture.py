@@ -17,6 +17,7 @@ MODULE_LINES, FUNCTION_LINES, FOLDER_FILES = 300, 50, 15
 LEVELS = {
     "errors": 0,
     "own": 0,
+    "steps": 0,
     "config": 1,
     "storage": 1,
     "stored": 1,

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from specblock.adaptation.config import AdaptationConfig
+from specblock.adaptation.day0 import empty_drafter
 from specblock.adaptation.doorway import adapt as start_adapting
 from specblock.config import GenerationConfig
 from specblock.drafters.base import BudgetController, Drafter
-from specblock.engine.loading import DEFAULT_MODEL, assemble, find_drafter, log_step
+from specblock.engine.loading import assemble, log_step
 from specblock.engine.machine.calibrate import load_calibration
 from specblock.engine.machine.governor import ThreadGovernor
+from specblock.engine.named_drafter import DAY0, DEFAULT_MODEL, find_drafter
 from specblock.engine.speculator import Chunk, Generation, Speculator
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError, SpecBlockError
@@ -64,7 +66,7 @@ def load(
         blocks: generations of blocks a round (2 in the paper).
         calibrate: ``"missing"`` measures costs once on a machine (some 12 s), ``"force"`` anew and
             longer, ``"never"`` does without, and then with the fixed budget.
-        adapt: let the drafter learn and remember while it serves; see ``docs/adaptation.md``.
+        adapt: let the drafter learn and remember while it serves (``docs/adaptation.md``).
         on_step: is told what a long step is doing; left out, the log is.
         govern: let ``engine.machine.governor`` set PyTorch's threads, the whole program's.
 
@@ -77,15 +79,23 @@ def load(
     governor.look()
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
+    found = find_drafter(model, drafter, adapts=adapt is not None)
+    chosen = empty_drafter(network, tokenizer, blocks=blocks) if found == DAY0 else found
     speculator = assemble(
-        network, tokenizer, find_drafter(model, drafter), exact=exact, budget=budget,
-        blocks=blocks, calibrate=calibrate, cache_dir=cache_dir, on_step=on_step,
-        remember=adapt is not None and adapt.memory_mib > 0, owned=True,
+        network, tokenizer, chosen, exact=exact, budget=budget, blocks=blocks,
+        calibrate=calibrate, cache_dir=cache_dir, on_step=on_step, owned=True,
+        remember=adapt is not None and adapt.memory_mib > 0,
     )  # fmt: skip
     if govern:
-        speculator.target.watch = governor.ran
-        governor.tell = partial(_costs_follow, speculator, cache_dir)
+        _let_govern(governor, speculator, cache_dir)
     return speculator if adapt is None else start_adapting(speculator, adapt)
+
+
+def _let_govern(
+    governor: ThreadGovernor, speculator: Speculator, cache_dir: str | Path | None
+) -> None:
+    speculator.target.watch = governor.ran
+    governor.tell = partial(_costs_follow, speculator, cache_dir)
 
 
 def _costs_follow(speculator: Speculator, cache_dir: str | Path | None) -> None:

@@ -13,7 +13,7 @@ from specblock.adaptation.deciding.ledger import Ledger
 from specblock.adaptation.gap_work import GapWork
 from specblock.adaptation.learning.arms import FULL
 from specblock.adaptation.learning.learner import BETTER, FAILED, Learner
-from specblock.adaptation.learning.runners import InGaps, make_runner
+from specblock.adaptation.learning.runners import Runner
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 4.0])
@@ -47,7 +47,7 @@ def test_before_anything_came_a_second_costs_itself():
 
 def test_the_steps_are_small_and_learn():
     learner = Learner(live_model(), config(where="idle", heads_lr=2e-2, layers_lr=5e-3))
-    runner, job = make_runner(learner, learner.config), learnable_job(FULL)
+    runner, job = Runner(learner), learnable_job(FULL)
     assert not runner.busy
     runner.start(job)
     steps = 1
@@ -63,7 +63,7 @@ def test_the_steps_are_small_and_learn():
 
 def test_seconds_between_steps_are_nobodys(monkeypatch):
     learner = Learner(live_model(), config(where="idle"))
-    runner, slept = make_runner(learner, learner.config), 0
+    runner, slept = Runner(learner), 0
     runner.start(learnable_job(FULL, steps=1))
     began = time.perf_counter()
     while runner.work():
@@ -75,7 +75,7 @@ def test_seconds_between_steps_are_nobodys(monkeypatch):
 
 def test_what_a_step_raises_is_a_failed_attempt():
     learner = Learner(live_model(), config(where="idle"))
-    runner = make_runner(learner, learner.config)
+    runner = Runner(learner)
     job = learnable_job(FULL, steps=1)
     job.batches[0][-1] = "not a record"
     runner.start(job)
@@ -87,8 +87,8 @@ def test_what_a_step_raises_is_a_failed_attempt():
 
 def test_work_is_paid_by_those_who_wait():
     learner, ledger = Learner(live_model(), config(where="idle")), Ledger(1.0, 0.0)
-    runner = InGaps(learner, learner.config)
-    gaps = GapWork(runner, ledger)
+    runner = Runner(learner)
+    gaps = GapWork(runner, ledger, used=True)
     assert not gaps.work()
     assert ledger.machine == 0.0
     runner.start(learnable_job(FULL, steps=1))
@@ -97,7 +97,7 @@ def test_work_is_paid_by_those_who_wait():
     gaps.pay(100.0)
     assert ledger.spent == 0.75
     assert 0 < ledger.machine < 60
-    other = GapWork(make_runner(learner, config()), ledger)
+    other = GapWork(Runner(learner), ledger, used=False)
     assert (other.price, other.used, other.work()) == (1.0, False, False)
     other.pay(2.0)
     assert ledger.spent == 2.75

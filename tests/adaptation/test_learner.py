@@ -8,9 +8,11 @@ from tests.adaptation.world import config, make_record
 from tests.tiny import make_drafter
 
 from specblock.adaptation.deciding.watch import TauWatch
+from specblock.adaptation.feedback.buffer import as_drafted
 from specblock.adaptation.learning.arms import (
     ARMS,
     COST_SHARES,
+    FIT,
     FULL,
     HEADS,
     LAST_LAYER,
@@ -26,6 +28,7 @@ from specblock.drafters.specblock.forward import run_block, run_trunk
 from specblock.kernels.linear import route_linears, routed
 from specblock.kernels.products import available_routes
 from specblock.kernels.route_table import RouteTable
+from specblock.steps import drained
 from specblock.training.evaluate.evaluator import make_batch
 
 SHAPE = {"cached_slots": 1, "slot_rank": 4, "sink": True}
@@ -65,7 +68,7 @@ def test_arms_contain_each_other():
     assert {name.split(".")[0] for name in last} == {"layers", "shift_proj"}
     frozen = {name for name, _ in master.named_parameters()} - names[FULL]
     assert frozen == {"lm_head.weight", "input_layer.embed_tokens.weight"}
-    assert set(COST_SHARES) == set(ARMS)
+    assert set(COST_SHARES) == {FIT, *ARMS}
     with pytest.raises(ValueError, match="no arm"):
         trainable(master, "embeddings")
 
@@ -139,7 +142,7 @@ def test_an_update_trains_its_arm_and_leaves_the_live_drafter(arm):
     live = live_model()
     learner = Learner(live, config(heads_lr=2e-2, layers_lr=5e-3))
     before = {name: p.clone() for name, p in live.named_parameters()}
-    attempt = learner.attempt(learnable_job(arm))
+    attempt = drained(learner.attempting(learnable_job(arm)))
     assert attempt.outcome == BETTER, attempt.details
     assert 0 < attempt.gain < 1
     assert attempt.total_gain == attempt.gain, "from the original weights both are the same"
@@ -155,9 +158,8 @@ def test_an_update_trains_its_arm_and_leaves_the_live_drafter(arm):
 
 
 def test_the_same_job_gives_the_same_weights():
-    first, second = (
-        Learner(live_model(), config()).attempt(learnable_job(FULL, steps=8)) for _ in range(2)
-    )
+    made = learnable_job(FULL, steps=8)
+    first, second = (drained(Learner(live_model(), config()).attempting(made)) for _ in range(2))
     assert first.gain == second.gain
     if first.weights is not None:
         assert all(torch.equal(t, second.weights[name]) for name, t in first.weights.items())
@@ -165,7 +167,7 @@ def test_the_same_job_gives_the_same_weights():
 
 def test_useless_weights_are_not_taken():
     learner = Learner(live_model(), config(heads_lr=5.0, layers_lr=5.0, clip=100.0, accept_z=0.5))
-    attempt = learner.attempt(job(FULL, steps=3))
+    attempt = drained(learner.attempting(job(FULL, steps=3)))
     assert attempt.weights is None
     assert attempt.gain == 0.0
 
@@ -176,22 +178,22 @@ def test_not_a_number_is_caught_and_the_optimiser_starts_anew():
     bad = make_record(5)
     bad.sequence.features[3] = float("nan")
     poisoned = replace(poisoned, batches=[[bad]] * 2)
-    attempt = learner.attempt(poisoned)
+    attempt = drained(learner.attempting(poisoned))
     assert attempt.outcome == NOT_FINITE
     assert attempt.weights is None
     assert not learner.optimisers[HEADS].state
-    after = learner.attempt(learnable_job(HEADS))
+    after = drained(learner.attempting(learnable_job(HEADS)))
     assert after.outcome != NOT_FINITE, "the next update starts from whole weights"
 
 
 def test_the_original_weights_come_back_where_they_draft_better():
     learner = Learner(live_model(), config(heads_lr=2e-2, layers_lr=5e-3))
     made = learnable_job(FULL)
-    good = learner.attempt(made).weights
+    good = drained(learner.attempting(made)).weights
     # what was learned is the drafter's own now, and something spoilt it
     learner.original = good
     learner.adopt({name: torch.randn_like(tensor) for name, tensor in good.items()})
-    attempt = learner.attempt(replace(made, batches=made.batches[:1]))
+    attempt = drained(learner.attempting(replace(made, batches=made.batches[:1])))
     assert attempt.outcome == REVERTED
     assert attempt.weights is learner.original
     assert (attempt.gain, attempt.total_gain) == (0.0, 0.0)
@@ -202,14 +204,12 @@ def test_judging_counts_what_a_brute_force_walk_counts():
     records = [make_record(number) for number in range(3)]
     found = accepted_lengths(model, records, 64, 0)
     for record, tau in zip(records, found.tolist(), strict=True):
-        batch = make_batch([record.sequence], [0], 6)
+        batch = make_batch([as_drafted(record, model.t2d)], [0], 6)
         batch = replace(batch, features=batch.features.float())
         lengths = []
         with torch.no_grad():
             trunk = run_trunk(model, batch.features, batch.tokens)
-            for start in (batch.start & batch.targets.usable[:, : batch.start.shape[1]])[
-                0
-            ].nonzero():
+            for start in (record.sequence.start & record.sequence.usable).nonzero():
                 at = start[None]
                 token = batch.tokens[:, start]
                 block = run_block(model, trunk, trunk.condition[:, start], token, at)

@@ -24,7 +24,6 @@ QUICK = {
     "held_out_share": 0.4,
     "rank": 4,
     "mixed_precision": False,
-    "duty": 1.0,
     "watch_rounds": 24,
     "save_every_seconds": 0.0,
     "collect_share": 0.0,

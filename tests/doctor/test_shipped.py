@@ -6,7 +6,8 @@ from tests.doctor.world import calibrated
 
 from specblock.doctor.examine import examine
 from specblock.doctor.patient import Request
-from specblock.engine.loading import DEFAULT_MODEL, load_drafter, shipped_drafter
+from specblock.engine.loading import load_drafter
+from specblock.engine.named_drafter import DEFAULT_MODEL, shipped_drafter
 from specblock.target.loading.zoo import load_model
 
 

@@ -11,9 +11,10 @@ from specblock.budget.costs import CostTable
 from specblock.drafters.base import BudgetController, CopiesController, FixedBudget
 from specblock.drafters.specblock.checkpoint import save_checkpoint
 from specblock.drafters.specblock.network import SpecBlockModel
-from specblock.engine import loading
-from specblock.engine.loading import assemble, find_drafter, load_drafter
+from specblock.engine import named_drafter
+from specblock.engine.loading import assemble, load_drafter
 from specblock.engine.machine.calibrate import Calibration, calibration_key, calibration_path
+from specblock.engine.named_drafter import find_drafter
 from specblock.errors import CheckpointError, ConfigError
 from specblock.kernels.route_table import RouteTable
 from tests.engine.test_speculator import make_tokenizer
@@ -168,10 +169,10 @@ def test_a_missing_drafter_and_wrong_settings_are_refused(tmp_path):
 
 
 def test_which_drafter_is_meant(tmp_path, monkeypatch, caplog):
-    shipped = tmp_path / "weights" / loading.DEFAULT_MODEL
+    shipped = tmp_path / "weights" / named_drafter.DEFAULT_MODEL
     shipped.mkdir(parents=True)
     (shipped / "config.json").write_text("{}")
-    monkeypatch.setattr(loading.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(named_drafter.resources, "files", lambda package: tmp_path)
     assert find_drafter("smollm2-135m-instruct", "auto") == shipped
     assert find_drafter("HuggingFaceTB/SmolLM2-135M-Instruct", "auto") == shipped
     assert find_drafter("/cache/smollm2-135m-instruct-0123", "auto") == shipped
@@ -179,6 +180,9 @@ def test_which_drafter_is_meant(tmp_path, monkeypatch, caplog):
     assert find_drafter("smollm2-135m-instruct", None) is None
     assert find_drafter("smollm2-135m-instruct", "my/own").parts == ("my", "own")
     assert find_drafter("models/SmolLM2-135M-Instruct.Q4_1.gguf", "auto") == shipped
+    assert not caplog.text
+    assert find_drafter("Qwen/Qwen3-0.6B", "auto", adapts=True) == "day0"
+    assert find_drafter("smollm2-135m-instruct", "auto", adapts=True) == shipped
     assert not caplog.text
     for _ in range(3):
         assert find_drafter("Qwen/Qwen3-0.6B", "auto") == "lookup"

@@ -1,7 +1,6 @@
 """A drafter that learns while it serves: collects feedback, decides, updates, watches, goes back.
 
-Everything here runs in the thread that decodes, but for the attempts themselves where they are sent
-elsewhere (:mod:`specblock.adaptation.learning.runners`); weights change hands between two rounds.
+Everything here runs between rounds and requests; weights change hands between two rounds.
 """
 
 from __future__ import annotations
@@ -9,12 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from filelock import FileLock
 
 from specblock.adaptation.calibrations import Calibrations
-from specblock.adaptation.config import MEMORY, AdaptationConfig
+from specblock.adaptation.config import IDLE, MEMORY, AdaptationConfig
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.deciding.bandit import SKIP, GainBandit, Prior
 from specblock.adaptation.deciding.journal import Journal
@@ -22,15 +22,18 @@ from specblock.adaptation.deciding.ledger import Ledger, UpdateCosts
 from specblock.adaptation.deciding.watch import TauWatch
 from specblock.adaptation.feedback.buffer import FeedbackBuffer, stratum_of
 from specblock.adaptation.feedback.observer import FeedbackObserver, TargetReducer
+from specblock.adaptation.feedback.served_tokens import ServedTokens
 from specblock.adaptation.feedback.signals import CONTEXT, Signals
 from specblock.adaptation.gap_work import GapWork
-from specblock.adaptation.learning.arms import ARMS, COST_SHARES, ordinary_config, swap
-from specblock.adaptation.learning.learner import REVERTED, Attempt, Job, Learner
-from specblock.adaptation.learning.runners import make_runner
+from specblock.adaptation.learning.arms import ARMS, COST_SHARES, FIT, swap
+from specblock.adaptation.learning.beginning import FIT_GAIN, Beginning
+from specblock.adaptation.learning.jobs import job_of
+from specblock.adaptation.learning.learner import REVERTED, Attempt, Learner
+from specblock.adaptation.learning.runners import Runner
 from specblock.adaptation.state import resume, save
+from specblock.adaptation.status import status_of
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.memory import TextMemory
-from specblock.drafters.objectives.noise import mixed_seed
 from specblock.drafters.specblock.network import SpecBlockModel
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
@@ -47,6 +50,8 @@ class Adaptation:
         config: see :class:`AdaptationConfig`; its folder is resumed from.
         budgets: whose calibration follows the drafter; the first is that of greedy decoding.
         target: its digest, whose folder it must be; None does not look.
+        beginning: of a drafter that came with nothing: it is not asked until its closed form, on
+            what was served, pays.
 
     Raises:
         ConfigError: the drafter is of another kind, or the folder another drafter's.
@@ -58,6 +63,7 @@ class Adaptation:
         config: AdaptationConfig,
         budgets: Iterable[Budget] = (),
         target: str | None = None,
+        beginning: Beginning | None = None,
     ):
         model = getattr(drafter, "model", None)
         if not isinstance(model, SpecBlockModel):
@@ -68,7 +74,9 @@ class Adaptation:
         self.lock: FileLock | None = None  # of the folder
         self.budgets = list({id(b): b for b in budgets if b is not None}.values())
         self.calibrations = Calibrations(self.budgets)
-        self.learner = Learner(model, config)
+        self.learner = Learner(model, config, beginning)
+        arms = ARMS if beginning is None else (FIT, *ARMS)
+        self.served = None if beginning is None else ServedTokens(model.config.vocab_size)
         self.buffer = FeedbackBuffer(
             int(config.buffer_mib * 2**20),
             config.held_out_share,
@@ -76,26 +84,26 @@ class Adaptation:
             config.seed,
         )
         self.memory = TextMemory.of_size(config.memory_mib, len(drafter.feature_layers))
-        self.signals, self.journal = Signals(), Journal(ARMS)
+        self.signals, self.journal = Signals(), Journal(arms)
+        prior = Prior(gain=config.prior_gain)
         self.bandit = GainBandit(
-            ARMS,
-            len(CONTEXT),
-            seed=config.seed,
-            discount=config.discount,
-            prior=Prior(gain=config.prior_gain),
-        )
+            arms, len(CONTEXT), seed=config.seed, discount=config.discount, prior=prior,
+            priors={FIT: replace(prior, gain=FIT_GAIN)},
+        )  # fmt: skip
         self.ledger = Ledger(config.exploration_seconds, config.exploration_share)
-        self.costs = UpdateCosts(COST_SHARES, config.first_update_seconds)
+        shares = {arm: COST_SHARES[arm] for arm in arms}
+        self.costs = UpdateCosts(shares, config.first_update_seconds)
         self.watch = TauWatch(config.watch_rounds, config.watch_z)
         self.total_gain = self.former_gain = 0.0
         self.last_swap: tuple[str, tuple[float, ...]] | None = None  # its arm and context
-        self.reducer = TargetReducer(model.t2d, config.target_top)
-        self._runner = make_runner(self.learner, config)
-        self.gaps = GapWork(self._runner, self.ledger)
+        self.reducer = TargetReducer(config.target_top)
+        self._runner = Runner(self.learner)
+        self.gaps = GapWork(self._runner, self.ledger, used=config.where == IDLE)
         self._asked: tuple[str, tuple[float, ...]] | None = None  # the running one's
         self._saved = time.monotonic()
         if config.folder is not None and resume(self):
             swap(model, self.learner.live_weights())
+        self._let_draft()
 
     def observer(self, prompt: list[int]) -> FeedbackObserver:
         """Collects the feedback of one request (a prompt's token ids)."""
@@ -120,16 +128,14 @@ class Adaptation:
                 self.step()
 
     def step(self) -> None:
-        """Between requests: take in what has finished elsewhere, decide, update, save."""
-        self._collect()
+        """Between requests: decide, update, save."""
         if self._asked is None and self._ready():
             self._decide()
         self._save_sometimes()
 
     def close(self) -> None:
-        """Wait for a running update, and save; the folder is others' then."""
-        self._runner.close()
-        self._collect()
+        """Save; the folder is others' then. An update that is not over is given up."""
+        self._runner.give_up()
         self.save()
         if self.lock is not None:
             self.lock.release()
@@ -145,16 +151,16 @@ class Adaptation:
         self.gaps.ended(gap, delays)
 
     def _round_done(self, tokens: int) -> None:
-        """After every round: the only place where weights change while a request runs."""
-        verdict = self.watch.add(tokens)
-        if verdict == "dropped":
+        """After every round: a roll-back is the only change of weights while a request runs."""
+        if self.watch.add(tokens) == "dropped":
             self._roll_back()
-        self._collect()
 
     def _collects(self) -> bool:
         """Whether feedback is worth its collection: the bandit may soon spend it on an update."""
         if self.config.policy != "bandit":
             return self.config.policy != MEMORY
+        if not self.learner.begun:
+            return True
         cheapest = min(self.costs.estimate(self.gaps.price).values())
         return self.ledger.allowance >= self.config.collect_share * cheapest
 
@@ -166,17 +172,22 @@ class Adaptation:
         record = observer.record(stats.new_tokens)
         if record is not None:
             self.buffer.add(record)
+            if self.served is not None:
+                self.served.add(record.sequence.tokens[record.sequence.start])
 
     def _ready(self) -> bool:
-        within_duty = self.ledger.spent <= self.config.duty * self.ledger.decoded
         fresh = self.signals.fresh_requests >= self.config.min_requests
         # while a change is being watched, another would hide what it did
         free = self.config.policy != MEMORY and not self.watch.watching
-        return within_duty and fresh and free and self._can_judge()
+        return fresh and free and self._can_judge() and (self.learner.begun or self._can_begin())
 
     def _can_judge(self) -> bool:
         held_out = self.buffer.held_out(self.config.judge_records)
         return len(held_out) >= _LEAST_HELD_OUT and len(self.buffer) > len(held_out)
+
+    def _can_begin(self) -> bool:
+        pairs = sum(len(record.sequence.tokens) for record in self.buffer.training())
+        return pairs >= self.learner.beginning.least_pairs(self.learner.master)
 
     def _decide(self) -> None:
         context = self.signals.context(self.config.horizon_tokens)
@@ -184,25 +195,28 @@ class Adaptation:
         if arm == SKIP:
             self.signals.fresh_requests = 0  # ask again when as many more have come
             return
-        self._runner.start(self._job(arm))
+        size = self.drafter.model.config.draft_vocab_size
+        vocabulary = None if self.served is None else self.served.vocabulary(size)
+        job = job_of(arm, self.buffer, self.config, 1 + self.journal.attempts, vocabulary)
+        self._runner.start(job)
         self._asked = arm, context
+        if not self.gaps.used:
+            self._runner.finish()
         self._collect()
 
     def _choose(self, context: tuple[float, ...]) -> str:
+        begun = self.learner.begun
         if self.config.policy != "bandit":
-            return self.config.policy.removeprefix("always-")
+            return self.config.policy.removeprefix("always-") if begun else FIT
         horizon = self.signals.horizon(self.config.horizon_tokens)
-        scale = horizon * (self.signals.seconds_per_token.fast or 0.0) * self.signals.asked_share
-        asked = (context, scale, self.costs.estimate(self.gaps.price), self.ledger.allowance)
+        # a drafter that came with nothing is asked in no round yet, and would be in all
+        share = self.signals.asked_share if begun else 1.0
+        scale = horizon * (self.signals.seconds_per_token.fast or 0.0) * share
+        costs, arms = self.costs.estimate(self.gaps.price), ARMS if begun else (FIT,)
+        asked = (context, scale, costs, self.ledger.allowance, arms)
         decision = self.bandit.decide(*asked)
         self.journal.decided(*asked, decision)
         return decision.arm
-
-    def _job(self, arm: str) -> Job:
-        config, seed = self.config, mixed_seed(self.config.seed, 1 + self.journal.attempts)
-        draws = (mixed_seed(seed, step) for step in range(config.steps))
-        batches = [self.buffer.draw(config.sequences, draw) for draw in draws]
-        return Job(arm, batches, self.buffer.held_out(config.judge_records), seed)
 
     def _collect(self) -> None:
         """Take in an attempt that is over."""
@@ -240,8 +254,13 @@ class Adaptation:
             self.learner.go_back()
             self.total_gain = self.former_gain
             self.journal.failures += 1
-            return False
-        return True
+        self._let_draft()
+        return contained.error is None
+
+    def _let_draft(self) -> None:
+        """The network is asked from the moment on that there is something in it."""
+        for budget in self.budgets:
+            budget.asking = self.learner.begun
 
     def _roll_back(self) -> None:
         """The accepted length has dropped: the weights before are back, and the arm is charged."""
@@ -277,17 +296,4 @@ class Adaptation:
 
     def status(self) -> dict[str, Any]:
         """Arms, pulls, gains, costs, roll-backs, as JSON values."""
-        config = ordinary_config(self.drafter.model.config, self.learner.current)
-        return {
-            **self.journal.summary(self.costs.estimate()),
-            "decoded_seconds": self.ledger.decoded,
-            "update_seconds": self.ledger.machine,
-            "delay_seconds": self.ledger.spent,
-            "saved_seconds": self.ledger.saved,
-            "gain": self.total_gain,
-            "accepted_length": self.signals.tau.fast,
-            "adapted": self.learner.current is not self.learner.original,
-            "own_head": not config.target_lm_head,
-            "buffer": self.buffer.statistics(),
-            "memory_tokens": 0 if self.memory is None else len(self.memory),
-        }
+        return status_of(self)

@@ -14,8 +14,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 MEMORY = "memory"  # the policy that updates no weights
-# where updates run
-IDLE, BETWEEN_REQUESTS, THREAD, PROCESS = "idle", "between-requests", "thread", "process"
+IDLE = "idle"  # where updates run: in the gaps between requests
 
 
 class AdaptationConfig(StrictConfig):
@@ -24,8 +23,7 @@ class AdaptationConfig(StrictConfig):
     ``folder`` keeps the state and is resumed from; without one nothing outlasts the process.
     ``policy``: the bandit, or for comparison always the same arm, or the memory of answers alone.
     ``where`` updates run: in small steps in the gaps between requests (``"idle"``, what programs
-    that serve choose), at once between requests, in a thread, or in a process of
-    ``process_threads`` threads, for machines with cores to spare. Times are wall-clock seconds.
+    that serve choose), or at once between two requests. Times are wall-clock seconds.
     """
 
     folder: Path | None = None
@@ -33,9 +31,7 @@ class AdaptationConfig(StrictConfig):
         "bandit"
     )
     seed: Annotated[int, Field(ge=0)] = 0
-    where: Literal["idle", "between-requests", "thread", "process"] = "between-requests"
-    process_threads: Count = 1
-    duty: Share = 0.5  # most seconds of updates for a second of decoding
+    where: Literal["idle", "between-requests"] = "between-requests"
     save_every_seconds: Annotated[float, Field(ge=0)] = 60.0
     memory_mib: Annotated[float, Field(ge=0)] = 16.0  # of answers to copy from, 132 bytes a token
     # feedback

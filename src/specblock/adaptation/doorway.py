@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from specblock.adaptation.adapter import Adaptation
 from specblock.adaptation.config import AdaptationConfig
+from specblock.adaptation.day0 import beginning_for
 from specblock.adaptation.folder_lock import hold
 from specblock.adaptation.remembering import Remembering
 from specblock.drafters.base import Budget, Drafter
@@ -67,5 +68,7 @@ def _made(
     digest: str | None,
 ) -> Adaptation | Remembering:
     if isinstance(getattr(drafter, "model", None), SpecBlockModel):
-        return Adaptation(drafter, config, budgets, digest)
+        budgets = [budget for budget in budgets if budget is not None]
+        beginning = beginning_for(target, budgets) if drafter.untrained else None
+        return Adaptation(drafter, config, budgets, digest, beginning)
     return Remembering(target.vocab_size, drafter.feature_layers, config, digest)

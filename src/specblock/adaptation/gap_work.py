@@ -6,7 +6,7 @@ import time
 
 from specblock.adaptation.deciding.gaps import Gaps
 from specblock.adaptation.deciding.ledger import Ledger
-from specblock.adaptation.learning.runners import InGaps, Runner
+from specblock.adaptation.learning.runners import Runner
 
 __all__ = ["GapWork"]
 
@@ -14,16 +14,11 @@ _FIRST_STEP_SECONDS = 0.1  # of a step, until one was measured
 
 
 class GapWork:
-    """Lets ``runner`` work where it is one that works in gaps, and enters it in ``ledger``."""
+    """Lets ``runner`` work in gaps, if they are ``used``, and enters it in ``ledger``."""
 
-    def __init__(self, runner: Runner, ledger: Ledger):
-        self._runner = runner if isinstance(runner, InGaps) else None
+    def __init__(self, runner: Runner, ledger: Ledger, *, used: bool):
+        self._runner, self.used = runner, used
         self._ledger, self._gaps = ledger, Gaps()
-
-    @property
-    def used(self) -> bool:
-        """Whether updates run in gaps."""
-        return self._runner is not None
 
     @property
     def price(self) -> float:
@@ -32,7 +27,7 @@ class GapWork:
 
     def work(self) -> bool:
         """A step, if an update is under way; whether one is then."""
-        if self._runner is None or not self._runner.busy:
+        if not (self.used and self._runner.busy):
             return False
         began = time.perf_counter()
         more = self._runner.work()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from specblock.adaptation.feedback.signals import Signals
-from specblock.adaptation.learning.arms import folded, ordinary_config
+from specblock.adaptation.learning.arms import ordinary_config
 from specblock.adaptation.stored_state import (
     ADVICE,
     AdaptationState,
@@ -28,7 +28,7 @@ from specblock.adaptation.stored_state import (
 from specblock.budget.survival import SurvivalModel
 from specblock.budget.survival_file import save_survival
 from specblock.drafters.checkpoint import stored_shapes, write_tensors
-from specblock.errors import CheckpointError
+from specblock.errors import CheckpointError, ConfigError
 from specblock.storage import write_atomically
 from specblock.stored import restoring
 from specblock.training.loop.checkpoints import load_newest, save_next
@@ -51,6 +51,7 @@ def save(adaptation: Adaptation) -> None:
     folder, learner = adaptation.config.folder, adaptation.learner
     state = {
         "identity": _identity(adaptation),
+        "original": _changed(learner.original, learner.start),
         "current": _changed(learner.current, learner.original),
         "former": _changed(learner.former, learner.original),
         "optimisers": {arm: o.state_dict() for arm, o in learner.optimisers.items() if o.state},
@@ -64,6 +65,7 @@ def save(adaptation: Adaptation) -> None:
         "gains": [adaptation.total_gain, adaptation.former_gain],
         "last_swap": adaptation.last_swap,
         "memory": None if adaptation.memory is None else adaptation.memory.to_dict(),
+        "served": None if adaptation.served is None else adaptation.served.to_dict(),
         "calibration": [budget.model.to_dict() for budget in adaptation.budgets],
     }
     # torch.load takes nothing but plain values and tensors
@@ -85,9 +87,16 @@ def resume(adaptation: Adaptation) -> bool:
     path, values = found
     check_identity(path, _identity(adaptation), values)
     state = AdaptationState.of(values, path, ADVICE)
+    with restoring(path, "original", ADVICE):
+        learner.original = _completed(state.original or {}, learner.start)
     for name in ("current", "former"):
         with restoring(path, name, ADVICE):
             setattr(learner, name, _completed(getattr(state, name), learner.original))
+    if not _changed(learner.former, learner.start):
+        learner.former = learner.start  # known by identity
+    if adaptation.served is not None and state.served is not None:
+        with restoring(path, "served", ADVICE):
+            adaptation.served.restore(state.served)
     with restoring(path, "optimisers", ADVICE):
         for arm, optimiser in state.optimisers.items():
             learner.optimisers[arm].load_state_dict(optimiser)
@@ -119,8 +128,13 @@ def export(adaptation: Adaptation, folder: Path) -> None:
     Raises :class:`specblock.errors.SpecBlockError` if the folder cannot be written.
     """
     learner, live = adaptation.learner, adaptation.drafter.model
+    if not learner.begun:
+        raise ConfigError(
+            "This drafter came with nothing and has not begun to draft: export it when enough was "
+            "served ('specblock adapt status' says so)."
+        )
     config = ordinary_config(live.config, learner.current)
-    weights = {**live.state_dict(), **folded(learner.master.lm_head.weight, learner.current)}
+    weights = {**live.state_dict(), **learner.live_weights()}
     tensors = {}
     for name in stored_shapes(config, type(live)):
         tensor = weights[name].detach().cpu()
@@ -154,7 +168,7 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
     """What must be the same for a state to fit: the target, the drafter that it started from."""
     learner = adaptation.learner
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(learner.original.items()):
+    for name, tensor in sorted(learner.start.items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     own = {"weights": digest.hexdigest(), "rank": adaptation.config.rank}

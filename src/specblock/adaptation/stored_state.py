@@ -40,6 +40,8 @@ class AdaptationState(Stored):
     last_swap: list[Any] | None
     calibration: list[dict[str, Any]]
     memory: dict[str, Any] | None = None  # states of before there was one lack it
+    original: dict[str, Tensor] | None = None  # of a drafter that came with nothing
+    served: dict[str, Any] | None = None
 
 
 class MemoryState(Stored):

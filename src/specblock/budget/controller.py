@@ -91,6 +91,15 @@ class BudgetController:
         self._learned.model = model
 
     @property
+    def asking(self) -> bool:
+        """Whether the network may be asked; without, copies and plain steps are all there is."""
+        return self._learned.asking
+
+    @asking.setter
+    def asking(self, allowed: bool) -> None:
+        self._learned.asking = allowed
+
+    @property
     def drag(self) -> Drag:
         return self._learned.drag
 
@@ -131,7 +140,9 @@ class BudgetController:
     def asks(self, together: int) -> bool:
         """Whether this round asks the network, if so many texts of the step do."""
         self._asking = together
-        if self.drag.wants_plain or self._affordable(self._drafting()) < 1:
+        if self.drag.wants_plain or not self.asking:
+            return False
+        if self._affordable(self._drafting()) < 1:
             return False
         return self._worth_asking()
 

@@ -31,11 +31,13 @@ class Learned:
     Attributes:
         costs: the measured table. model: how far drafts can be trusted.
         drag: what the clock says of the table; heeded if ``heed_clock`` is set.
+        asking: whether the network may be asked at all.
     """
 
     def __init__(self, costs: CostTable, model: SurvivalModel | None, heed_clock: bool):
         self.costs, self.model = costs, model or SurvivalModel.fresh()
         self.drag, self.heed_clock = Drag(), heed_clock
+        self.asking = True
         self._means: dict[int, Means] = {}
 
     def means(self, texts: int) -> Means:

@@ -75,10 +75,11 @@ class FixedBudget:
 
     def __init__(self, nodes: int = 60, leaves: int = 28):
         self.model = SurvivalModel.fresh()
+        self.asking = True
         self._nodes, self._leaves = nodes, leaves
 
     def speculate(self, copied: DraftTree | None = None) -> bool:
-        return True
+        return self.asking
 
     def copies(self) -> DraftTree | None:
         """Copies alone are never verified."""
@@ -92,7 +93,7 @@ class FixedBudget:
         """A fixed budget is the same in company."""
 
     def asks(self, together: int) -> bool:
-        return True
+        return self.asking
 
     def begin(self, pairs: int = 1) -> None:
         """Nothing is remembered from the text before."""

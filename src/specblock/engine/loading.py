@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from specblock.budget.costs import CostTable
@@ -27,15 +25,13 @@ from specblock.engine.machine.calibrate import calibrate as measure
 from specblock.engine.machine.calibrate import use as use_calibration
 from specblock.engine.machine.exactness import give_up_unless_exact, safe_routes
 from specblock.engine.machine.slow_dtype import warn_of_slow_dtype
+from specblock.engine.named_drafter import LOOKUP
 from specblock.engine.own_settings import warn_of_unheeded
 from specblock.engine.speculator import Speculator
-from specblock.errors import ConfigError
 from specblock.kernels.deadline import OutOfTimeError
 from specblock.target.architecture.structure import text_config
 from specblock.target.model import Target
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-LOOKUP = "lookup"
 # Where even measuring is too slow, no draft is known to pay: every row is taken to cost a step.
 UNMEASURED = CostTable({1: 1.0, 2: 2.0}, {1: 1.0}, {1: 1.0})
 _log = logging.getLogger("specblock")
@@ -49,7 +45,7 @@ def log_step(step: str) -> None:
 def assemble(
     network,
     tokenizer,
-    folder: Path | str | None,
+    folder: Path | str | Drafter | None,
     *,
     exact: bool | None = None,
     budget: str = "measured",
@@ -65,15 +61,17 @@ def assemble(
     The model is borrowed: between two calls it is as its owner left it, and what its owner does
     with the weights meanwhile is seen. ``owned`` says that nobody else does anything with them.
     ``remember``: answers will be remembered, which ``lookup`` needs the target's states for.
-    ``folder`` is what :func:`find_drafter` returns.
+    ``folder`` is what :func:`specblock.engine.named_drafter.find_drafter` returns, or a drafter.
     """
     if tokenizer is not None:  # transformers' generate looks after its own settings
         warn_of_unheeded(network.generation_config, getattr(network, "name_or_path", ""))
-    drafter: Drafter | None = None
+    drafter: Drafter | None
     if folder == LOOKUP:
         drafter = LookupDrafter(_state_layer(network) if remember else ())
-    elif folder is not None:
+    elif isinstance(folder, Path | str):
         drafter = load_drafter(folder, network, tokenizer, blocks=blocks)
+    else:
+        drafter = folder
     layers = () if drafter is None else drafter.feature_layers
     target = Target(network, layers, exact=exact, owned=owned)
     costs = _costs(target, drafter, calibrate, cache_dir, on_step)
@@ -84,7 +82,7 @@ def assemble(
     if folder == LOOKUP:
         kind, learned = CopiesController, None
     else:
-        kind, learned = BudgetController, load_survival(folder)
+        kind, learned = BudgetController, None if folder is drafter else load_survival(folder)
     greedy, sampled = (kind(costs, model, heed_clock=True) for model in (learned, None))
     return Speculator(target, tokenizer, drafter, greedy, costs, sampled, TextCopies())
 
@@ -130,47 +128,6 @@ def _costs(
 def _state_layer(network) -> tuple[int, ...]:
     """The layer whose outputs tell best how a text will go on: the last but two."""
     return (max(0, text_config(network).num_hidden_layers - 3),)
-
-
-def find_drafter(model: str, drafter: str | Path | None) -> Path | str | None:
-    """The folder of the drafter asked for, or ``LOOKUP``; None for plain decoding.
-
-    Args:
-        drafter: a drafter's folder; ``"auto"`` takes the one that ships for the embedded model and
-            ``"lookup"`` for others; ``"lookup"`` drafts from the text so far alone, for any model;
-            None decodes plainly.
-    """
-    name = None if drafter is None else str(drafter).lower()
-    if name in (None, "none"):
-        return None
-    if name == LOOKUP:
-        return LOOKUP
-    if name == "":
-        raise ConfigError("The drafter's name is empty: give a folder, 'auto', 'lookup' or 'none'.")
-    if name != "auto":
-        return Path(drafter)
-    shipped = shipped_drafter(model)
-    if shipped is None:
-        _say_lookup(model)
-    return shipped or LOOKUP
-
-
-def shipped_drafter(model: str) -> Path | None:
-    """The folder of the drafter that comes with SpecBlock for ``model``, if there is one."""
-    # the converted model's folder is the name with a digest behind it
-    if not Path(model).name.lower().startswith(DEFAULT_MODEL):
-        return None
-    shipped = Path(str(resources.files("specblock") / "weights" / DEFAULT_MODEL))
-    return shipped if (shipped / "config.json").is_file() else None
-
-
-@cache
-def _say_lookup(model: str) -> None:
-    """Once a process and model: what "auto" means here."""
-    _log.warning(
-        "No drafter ships for %s: drafting from the text itself (--drafter lookup); "
-        "docs/training.md says how to train one.", model or "this model",
-    )  # fmt: skip
 
 
 def load_drafter(folder: Path, network, tokenizer, *, blocks: int = 2, **settings) -> Drafter:

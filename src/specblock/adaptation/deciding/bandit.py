@@ -111,6 +111,7 @@ class GainBandit:
     Args:
         dimension: of the contexts; their first entry is 1.
         discount: what a decision leaves of the weight of earlier experience.
+        prior: of all arms but those that have their own in ``priors``.
     """
 
     def __init__(
@@ -121,9 +122,13 @@ class GainBandit:
         seed: int = 0,
         discount: float = 0.99,
         prior: Prior | None = None,
+        priors: Mapping[str, Prior] | None = None,
     ):
         self.arms, self.dimension, self.seed, self.discount = tuple(arms), dimension, seed, discount
-        self.models = {arm: LinearGain(dimension, prior or Prior()) for arm in self.arms}
+        own = priors or {}
+        self.models = {
+            arm: LinearGain(dimension, own.get(arm, prior or Prior())) for arm in self.arms
+        }
         self.decisions = 0
 
     def decide(
@@ -132,6 +137,7 @@ class GainBandit:
         scale: float,
         costs: Mapping[str, float],
         allowance: float = float("inf"),
+        among: Sequence[str] | None = None,
     ) -> Decision:
         """Choose an arm.
 
@@ -139,12 +145,13 @@ class GainBandit:
             scale: seconds of decoding that lie ahead and that a gain would shorten.
             costs: seconds of an update by arm.
             allowance: arms that cost more seconds than this are not affordable now.
+            among: the arms that there are now; None: all.
         """
         x, number = np.asarray(context, dtype=float), self.decisions
         random = np.random.default_rng((self.seed, number))
         # every arm draws, so that what is affordable does not shift the others' numbers
         values = {arm: scale * self.models[arm].draw(x, random) - costs[arm] for arm in self.arms}
-        affordable = [arm for arm in self.arms if costs[arm] <= allowance]
+        affordable = [arm for arm in among or self.arms if costs[arm] <= allowance]
         best = max(affordable, key=values.get, default=SKIP)
         self.decisions += 1
         for model in self.models.values():
@@ -177,14 +184,14 @@ class GainBandit:
 def replay(bandit: GainBandit, log: Iterable[Mapping[str, Any]]) -> list[str]:
     """The decisions that follow from a log, in order.
 
-    Rows are ``{"event": "decide", "context", "scale", "costs", "allowance"}`` and
+    Rows are ``{"event": "decide", "context", "scale", "costs", "allowance", "among"}`` and
     ``{"event": "learn", "arm", "context", "gain"}``, as an adaptation logs them.
     """
     chosen = []
     for row in log:
         if row["event"] == "decide":
             asked = row["context"], row["scale"], row["costs"], row["allowance"]
-            chosen.append(bandit.decide(*asked).arm)
+            chosen.append(bandit.decide(*asked, row.get("among")).arm)
         else:
             bandit.learn(row["arm"], row["context"], row["gain"])
     return chosen

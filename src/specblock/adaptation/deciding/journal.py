@@ -40,6 +40,7 @@ class Journal:
         scale: float,
         costs: Mapping[str, float],
         allowance: float,
+        among: Sequence[str],
         decision: Decision,
     ) -> None:
         self.skips += decision.arm == SKIP
@@ -50,6 +51,7 @@ class Journal:
                 "scale": scale,
                 "costs": dict(costs),
                 "allowance": allowance,
+                "among": list(among),
                 "arm": decision.arm,
                 "values": decision.values,
             }

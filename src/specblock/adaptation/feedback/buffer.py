@@ -8,7 +8,7 @@ that no prompt is ever on both sides.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ PER_STRATUM = 2  # answers to one prompt may differ when they are sampled
 class Record:
     """One request's feedback.
 
-    ``sequence`` is what the training objective reads, features in bfloat16. ``missed`` bool [S]
+    ``sequence`` is what the training objective reads once :func:`as_drafted` has put it into a
+    draft vocabulary: here ``target_ids`` are the target's own. Features are bfloat16. ``missed``
+    bool [S]
     marks target rows where the tree held no node for the target's token: the drafter's first
     mistake of a round. ``stratum`` is the prompt's key.
     """
@@ -38,6 +40,29 @@ class Record:
 
     def nbytes(self) -> int:
         return self.sequence.nbytes() + self.missed.numel() * 3  # start, usable, missed
+
+
+def as_drafted(record: Record, t2d: Tensor) -> Sequence:
+    """A record in terms of the draft vocabulary ``t2d`` bool [V].
+
+    Of every row the tokens that can be drafted stay, best first, with their probabilities among
+    these (by the tokens that were kept: what is beyond them is little). A row is usable if the
+    target's first choice can be drafted.
+    """
+    sequence, t2d = record.sequence, t2d.cpu()
+    ids = sequence.target_ids.long()
+    inside = t2d[ids]
+    likely = sequence.target_probabilities.masked_fill(~inside, 0.0)
+    lost = (sequence.target_probabilities - likely).sum(-1, keepdim=True)
+    likely = likely / (1.0 - lost).clamp(min=1e-6)
+    likely, order = likely.sort(stable=True, dim=-1, descending=True)
+    drafted = ((t2d.long().cumsum(0) - 1)[ids] * inside).gather(-1, order)
+    return replace(
+        sequence,
+        target_ids=drafted.int(),
+        target_probabilities=likely,
+        usable=sequence.usable & inside[:, 0],
+    )
 
 
 def stratum_of(prompt: list[int]) -> int:

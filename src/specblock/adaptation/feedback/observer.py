@@ -21,23 +21,16 @@ from specblock.tree.draft_tree import DraftTree
 
 
 class TargetReducer:
-    """The target's logits over the full vocabulary to what the objective needs of them.
+    """The target's logits to what is kept of them: the ``top`` best tokens of a row."""
 
-    Args:
-        t2d: bool [V], the draft vocabulary. top: how many probabilities to keep of a row.
-    """
+    def __init__(self, top: int):
+        self._top = top
 
-    def __init__(self, t2d: Tensor, top: int):
-        self._draft_ids = t2d.nonzero().flatten()
-        self.top = min(top, len(self._draft_ids))
-
-    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``logits [R, V]`` to draft ids int32 [R, T], best first, their probabilities over the
-        draft vocabulary fp32 [R, T], and bool [R]: the target's first choice is among them."""
-        reduced = logits[:, self._draft_ids].float()
-        best, ids = reduced.topk(self.top, dim=-1)
-        probabilities = (best - reduced.logsumexp(-1, keepdim=True)).exp()
-        return ids.int(), probabilities, best[:, 0] >= logits.max(dim=-1).values.float()
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """``logits [R, V]`` to token ids int32 [R, T], best first, and their probabilities fp32."""
+        logits = logits.float()
+        best, ids = logits.topk(min(self._top, logits.shape[-1]), dim=-1)
+        return ids.int(), (best - logits.logsumexp(-1, keepdim=True)).exp()
 
 
 class FeedbackObserver(AnswerObserver):
@@ -62,7 +55,7 @@ class FeedbackObserver(AnswerObserver):
         self._max_prompt, self._room = max_prompt_pairs, max_answer_pairs
         self._features: list[Tensor] = []
         self._tokens: list[Tensor] = []
-        self._targets: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._targets: list[tuple[Tensor, Tensor]] = []
         self._rounds: list[tuple[DraftTree, Acceptance]] = []
         self._prompt_pairs = 0
 
@@ -108,12 +101,11 @@ class FeedbackObserver(AnswerObserver):
         count = rows.stop - rows.start
         if count <= 0:
             return None
-        top = self._reduce.top
-        ids = torch.zeros(pairs, top, dtype=torch.int32)
-        probabilities = torch.zeros(pairs, top)
+        said, likely = (torch.cat(part)[:count].cpu() for part in zip(*self._targets, strict=True))
+        ids = torch.zeros(pairs, said.shape[1], dtype=torch.int32)
+        probabilities = torch.zeros(pairs, said.shape[1])
         usable = torch.zeros(pairs, dtype=torch.bool)
-        parts = [torch.cat(part)[:count].cpu() for part in zip(*self._targets, strict=True)]
-        ids[rows], probabilities[rows], usable[rows] = parts
+        ids[rows], probabilities[rows], usable[rows] = said, likely, True
         start = torch.arange(pairs) >= prompt - 1
         kept = features[:pairs].clone(), tokens[:pairs].clone()  # not views of the longer ones
         sequence = Sequence(*kept, start, ids, probabilities, usable)

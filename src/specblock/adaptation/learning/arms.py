@@ -7,7 +7,8 @@ gradient needs no product with the vocabulary beyond the loss's own. The head it
 trained: it may be the target's rows. What decodes, and what is exported, is an ordinary drafter:
 C is folded into the head and into the rank head's reading of n, exactly.
 
-Embeddings are the target's and stay.
+Embeddings are the target's and stay. A drafter whose head is the target's rows can have others: its
+draft vocabulary then counts among its weights, under the name of its buffer ``t2d``.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from specblock.drafters.layers import RMSNorm
-from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.specblock.network import SpecBlockModel, vocabulary_map
 from specblock.kernels.linear import routed
 from specblock.kernels.route_table import RouteTable
 
 HEADS, LAST_LAYER, FULL = "heads", "last-layer", "full"
 ARMS = (HEADS, LAST_LAYER, FULL)
-# Seconds of a step relative to the heads alone, until they are measured: a pass forward, and how
-# much of a pass back.
-COST_SHARES = {HEADS: 1.0, LAST_LAYER: 1.4, FULL: 2.0}
+FIT = "fit"  # of a drafter that starts from nothing
+# Seconds of an update relative to one of the heads alone, until they are measured: a pass forward,
+# and how much of a pass back.
+COST_SHARES = {FIT: 1.5, HEADS: 1.0, LAST_LAYER: 1.4, FULL: 2.0}
 CORRECTION = ("norm.down", "norm.up")
+VOCABULARY = "t2d"
 _HEAD, _RANK = "lm_head.weight", "rank_head.0.weight"
 
 
@@ -117,11 +120,14 @@ def folded(head: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def swap(live: SpecBlockModel, weights: Mapping[str, Tensor]) -> None:
     """Put ``weights`` (of :func:`folded`) into the drafter that decodes; between two rounds only.
 
-    Refused as a whole, with a ValueError, if a name or shape is wrong or a value is not finite.
+    With a draft vocabulary comes the head that belongs to it. Refused as a whole, with a
+    ValueError, if a name or shape is wrong or a value is not finite.
     Packed copies of the changed matrices are dropped and made anew by the next product, on the
     same routes: shapes and costs stay what was measured.
     """
-    parameters = dict(live.named_parameters())
+    parameters = dict(live.named_parameters()) | {VOCABULARY: live.t2d, "d2t": live.d2t}
+    if VOCABULARY in weights:
+        weights = {**weights, "d2t": _offsets(weights[VOCABULARY])}
     for name, tensor in weights.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise ValueError(f"the drafter has no weight {name} of shape {list(tensor.shape)}")
@@ -137,6 +143,23 @@ def swap(live: SpecBlockModel, weights: Mapping[str, Tensor]) -> None:
     for linear in routed(live):
         if id(linear.weight) in changed:
             linear.refresh()
+
+
+def _offsets(t2d: Tensor) -> Tensor:
+    """The buffer ``d2t`` of a draft vocabulary."""
+    return vocabulary_map(t2d.nonzero().flatten(), len(t2d))[0]
+
+
+@torch.no_grad()
+def set_vocabulary(model: SpecBlockModel, t2d: Tensor, head: Tensor) -> None:
+    """Another draft vocabulary of the same size.
+
+    Args:
+        t2d: bool [V]. head: [V, H], of whose rows the drafter's head consists.
+    """
+    model.t2d.copy_(t2d)
+    model.d2t.copy_(_offsets(t2d))
+    model.lm_head.weight.copy_(head[t2d.to(head.device)])
 
 
 def ordinary_config(config, weights: Mapping[str, Tensor]):

@@ -2,9 +2,9 @@
 
 At seeded start positions one block is run, as decoding would there, and held against the target at
 its first choices: slot k counts if all slots before it were right and the target's token is
-among its best ``WIDTH``, which a tree would hold. One more than the mean count stands for the
-accepted length; differences between two drafters are paired by record, so what makes one text
-easier than another drops out.
+among its best ``WIDTH``, which a tree would hold; a token that cannot be drafted is a miss. One
+more than the mean count stands for the accepted length; differences between two drafters are paired
+by record, so what makes one text easier than another drops out.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from specblock.adaptation.feedback.buffer import Record
-from specblock.adaptation.learning.steps import Steps, drained
+from specblock.adaptation.feedback.buffer import Record, as_drafted
 from specblock.drafters.objectives.head_loss import head_loss
 from specblock.drafters.objectives.noise import mixed_seed
 from specblock.drafters.specblock.forward import run_block, run_trunk
 from specblock.drafters.specblock.network import RANK_TOP, SpecBlockModel
+from specblock.steps import Steps, drained
 from specblock.training.evaluate.evaluator import make_batch
 
 WIDTH = 3
@@ -86,13 +87,14 @@ def judging(
 @torch.no_grad()
 def _accepted(model: SpecBlockModel, records: list[Record], positions: int, seed: int) -> Tensor:
     device, slots = model.norm.weight.device, model.config.block_size
-    sequences = [record.sequence for record in records]
+    sequences = [as_drafted(record, model.t2d) for record in records]
     batch = make_batch(sequences, list(range(len(records))), slots + 1).to(device)
     batch = replace(batch, features=batch.features.float())
     trunk = run_trunk(model, batch.features, batch.tokens)
     noise = torch.rand(batch.start.shape, generator=torch.Generator().manual_seed(seed))
-    wanted = batch.start & batch.targets.usable[:, : batch.start.shape[1]]
-    score = noise.to(device).masked_fill(~wanted, -1.0)
+    known = pad_sequence([record.sequence.usable for record in records], batch_first=True)
+    known = known.to(device)
+    score = noise.to(device).masked_fill(~(batch.start & known), -1.0)
     best = score.topk(min(positions, score.shape[1]), dim=-1)
     chosen, live = best.indices, best.values >= 0
     condition = trunk.condition.gather(

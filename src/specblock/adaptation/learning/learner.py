@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,41 +10,32 @@ import torch
 from torch import Tensor, nn
 
 from specblock.adaptation.config import AdaptationConfig
-from specblock.adaptation.containment import Contained
-from specblock.adaptation.feedback.buffer import Record
+from specblock.adaptation.feedback.buffer import Record, as_drafted
 from specblock.adaptation.learning.arms import (
     ARMS,
+    FIT,
     HEADS,
+    VOCABULARY,
     folded,
     master_of,
     put_weights,
+    set_vocabulary,
     trainable,
     weights_of,
 )
+from specblock.adaptation.learning.beginning import Beginning
+from specblock.adaptation.learning.jobs import Job
 from specblock.adaptation.learning.judge import compare, judging
-from specblock.adaptation.learning.steps import Steps, Stopwatch, drained
 from specblock.drafters.objectives.noise import mixed_seed
 from specblock.drafters.specblock.network import SpecBlockModel
 from specblock.drafters.specblock.objective import ObjectiveConfig, SpecBlockObjective
+from specblock.steps import Steps, Stopwatch
 from specblock.training.evaluate.evaluator import TrainingLoss, make_batch
 
 Weights = dict[str, Tensor]
 
 BETTER, NOT_BETTER, NOT_FINITE, REVERTED = "better", "not better", "not finite", "reverted"
 FAILED = "failed"  # an exception, or a process that died
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one update needs: drawn before it starts, so that it may run beside decoding.
-
-    ``batches``: the records of each step.
-    """
-
-    arm: str
-    batches: list[list[Record]]
-    held_out: list[Record]
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -72,33 +62,47 @@ def failed(job: Job, error: BaseException, seconds: float) -> Attempt:
     return Attempt(job.arm, FAILED, 0.0, None, seconds, None, details)
 
 
-def contained_attempt(learner: Learner, job: Job) -> Attempt:
-    """:meth:`Learner.attempt`, or a failed one for whatever it raises."""
-    began = time.perf_counter()
-    with Contained(f"the {job.arm} update") as contained:
-        return learner.attempt(job)
-    return failed(job, contained.error, time.perf_counter() - began)
-
-
 class Learner:
     """Holds the master copy, its optimisers, and the weights that can be gone back to.
 
-    ``original`` is what the drafter came with, ``current`` what decodes, ``former`` what decoded
-    before the last change.
+    ``start`` is what the drafter came with, ``original`` the same, or what its closed form made of
+    nothing; ``current`` is what decodes, ``former`` what decoded before the last change.
+
+    Args:
+        beginning: of a drafter that came with nothing; None of all others.
     """
 
-    def __init__(self, live: SpecBlockModel, config: AdaptationConfig):
-        self.config = config
+    def __init__(
+        self, live: SpecBlockModel, config: AdaptationConfig, beginning: Beginning | None = None
+    ):
+        self.config, self.beginning = config, beginning
         self.master = master_of(live, config.rank, config.seed)
-        self.original = weights_of(self.master)
-        self.current = self.former = self.original
+        self.start = self._weights()
+        self.original = self.current = self.former = self.start
         self._reset_optimisers()
         objective = SpecBlockObjective(
-            # the loss that the arms' rates were chosen and measured with
-            ObjectiveConfig(positions=config.positions, mean_over_valid=True),
-            self.master.config.block_size,
+            ObjectiveConfig(positions=config.positions), self.master.config.block_size
         )
         self._loss = TrainingLoss(self.master, objective, mixed_precision=config.mixed_precision)
+
+    @property
+    def begun(self) -> bool:
+        """Whether what decodes can draft: everything but a drafter that came with nothing."""
+        return self.beginning is None or self.original is not self.start
+
+    def _weights(self) -> Weights:
+        """A copy of the master's, with the draft vocabulary where it may change."""
+        chosen = {} if self.beginning is None else {VOCABULARY: self.master.t2d.clone()}
+        return weights_of(self.master) | chosen
+
+    def _put(self, weights: Weights) -> None:
+        """Weights of :meth:`_weights` into the master."""
+        self._draft_from(weights.get(VOCABULARY))
+        put_weights(self.master, {n: t for n, t in weights.items() if n != VOCABULARY})
+
+    def _draft_from(self, vocabulary: Tensor | None) -> None:
+        if vocabulary is not None and not torch.equal(vocabulary, self.master.t2d):
+            set_vocabulary(self.master, vocabulary, self.beginning.head)
 
     def _optimiser(self, arm: str) -> torch.optim.Optimizer:
         parameters = trainable(self.master, arm)
@@ -116,17 +120,17 @@ class Learner:
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def attempt(self, job: Job) -> Attempt:
-        """Train, judge, and say what to use; ``current`` changes only with :meth:`adopt`."""
-        return drained(self.attempting(job))
-
     def attempting(self, job: Job) -> Steps[Attempt]:
-        """:meth:`attempt` in steps of ``config.step_records`` records; one at a time."""
+        """Train, judge, and say what to use, in steps of ``config.step_records`` records; one at a
+        time. ``current`` changes only with :meth:`adopt`."""
         watch = Stopwatch()
-        put_weights(self.master, self.current)
+        if job.arm == FIT:
+            return (yield from self._fitting(job, watch))
+        self._put(self.current)
         before = yield from watch.beside(self._judge(job))
+        self._draft_from(job.vocabulary)
         finite = yield from watch.beside(self._train(job, watch))
-        trained = weights_of(self.master)
+        trained = self._weights()
         if not finite or not all(bool(t.isfinite().all()) for t in trained.values()):
             self.optimisers[job.arm] = self._optimiser(job.arm)  # its moments are spoilt
             return Attempt(job.arm, NOT_FINITE, 0.0, None, watch.seconds)
@@ -135,9 +139,30 @@ class Learner:
         if at_origin:
             origin = before
         else:
-            put_weights(self.master, self.original)
+            self._put(self.original)
             origin = yield from watch.beside(self._judge(job))
         return self._verdict(job, trained, (before, after, origin), at_origin, watch.seconds)
+
+    def _fitting(self, job: Job, watch: Stopwatch) -> Steps[Attempt]:
+        """The closed form on the job's records; used if a drafted round then pays."""
+        self._put(self.start)
+        self._draft_from(job.vocabulary)
+        sequences = [as_drafted(record, self.master.t2d) for record in job.batches[0]]
+        yield from watch.beside(self.beginning.fitting(self.master, sequences))
+        fitted = self._weights()
+        found = yield from watch.beside(self._judge(job))
+        cost = self.beginning.round_cost()
+        paid = compare(found, torch.full_like(found, cost))
+        details = {
+            "ratio": round(paid.ratio, 5),
+            "error": round(paid.error, 5) if math.isfinite(paid.error) else None,
+            "held_out": len(job.held_out),
+            "tau_after": round(found.mean().item(), 4),
+            "round_cost": round(cost, 4),
+        }
+        if not paid.better(self.config.accept_z):
+            return Attempt(job.arm, NOT_BETTER, 0.0, None, watch.seconds, None, details)
+        return Attempt(job.arm, BETTER, paid.gain, paid.gain, watch.seconds, fitted, details)
 
     def _verdict(
         self,
@@ -205,7 +230,7 @@ class Learner:
     def _add_gradients(self, records: list[Record], share: float, seed: int) -> float:
         """Those of ``share`` times the loss on ``records``; that loss."""
         batch = make_batch(
-            [record.sequence for record in records],
+            [as_drafted(record, self.master.t2d) for record in records],
             list(range(len(records))),
             self._loss.objective.pad_rows,
         )
@@ -218,19 +243,29 @@ class Learner:
         return loss.item()
 
     def adopt(self, weights: Weights) -> None:
-        """These decode from now on."""
+        """These decode from now on; the first ones of a drafter that came with nothing are what
+        can be gone back to."""
         self.former, self.current = self.current, weights
+        if not self.begun:
+            self.original = weights
         if weights is self.original:
             self._reset_optimisers()
 
     def go_back(self) -> None:
         """Those before them decode again; moments gathered on the way are of other weights."""
         self.current = self.former
+        if self.current is self.start:
+            self.original = self.start
         self._reset_optimisers()
 
     def _reset_optimisers(self) -> None:
         self.optimisers = {arm: self._optimiser(arm) for arm in ARMS}
 
     def live_weights(self) -> Weights:
-        """``current`` as an ordinary drafter's weights, in fp32."""
-        return folded(self.master.lm_head.weight.detach(), self.current)
+        """``current`` as an ordinary drafter's weights, in fp32; with its vocabulary, where that
+        may change."""
+        head = self.master.lm_head.weight.detach()
+        if self.beginning is not None:
+            head = self.beginning.head[self.current[VOCABULARY].to(self.beginning.head.device)]
+            head = head.float()
+        return folded(head, self.current)

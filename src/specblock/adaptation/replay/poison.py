@@ -15,15 +15,19 @@ class LyingReducer:
     one can be learned, and makes every draft wrong.
 
     Args:
-        honest: whose answers are twisted. vocabulary: its number of draft ids. seed: of the lie.
+        honest: whose answers are twisted. t2d: bool [V], the tokens that are swapped among
+            themselves: those that can be drafted. seed: of the lie.
     """
 
-    def __init__(self, honest: TargetReducer, vocabulary: int, seed: int = 0):
-        self.honest, self.top = honest, honest.top
+    def __init__(self, honest: TargetReducer, t2d: Tensor, seed: int = 0):
+        self.honest = honest
         generator = torch.Generator().manual_seed(seed)
-        self._other = torch.randperm(vocabulary, generator=generator).int()
+        drafted = t2d.cpu().nonzero().flatten()
+        self._other = torch.arange(len(t2d), dtype=torch.int32)
+        shuffled = torch.randperm(len(drafted), generator=generator)
+        self._other[drafted] = drafted[shuffled].int()
 
-    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """As the honest one, with other ids."""
-        ids, probabilities, usable = self.honest(logits)
-        return self._other.to(ids.device)[ids.long()], probabilities, usable
+        ids, probabilities = self.honest(logits)
+        return self._other.to(ids.device)[ids.long()], probabilities

@@ -205,6 +205,7 @@ def copy_drafter(drafter: SpecBlockDrafter) -> SpecBlockDrafter:
         policy=drafter.policy,
         max_leaves=drafter.max_leaves,
         max_nodes=drafter.max_nodes,
+        untrained=drafter.untrained,
     )
 
 
@@ -261,8 +262,8 @@ def _answer(
 def _poison(runners: Iterable[Speculator], lying: bool) -> None:
     for adaptation in (runner.adaptation for runner in runners if runner.adaptation is not None):
         honest = getattr(adaptation.reducer, "honest", adaptation.reducer)
-        vocabulary = adaptation.drafter.model.config.draft_vocab_size
-        adaptation.reducer = LyingReducer(honest, vocabulary) if lying else honest
+        drafted = adaptation.drafter.model.t2d
+        adaptation.reducer = LyingReducer(honest, drafted) if lying else honest
 
 
 def _keep(runners: Iterable[Speculator], last: bool) -> None:

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from specblock.drafters.registry import KINDS, find_kind, read_config
-from specblock.engine.loading import DEFAULT_MODEL
+from specblock.engine.named_drafter import DEFAULT_MODEL
 from specblock.errors import CheckpointError, ConfigError
 
 __all__ = ["find_weights", "shipped_weights"]

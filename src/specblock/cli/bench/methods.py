@@ -100,8 +100,9 @@ def bench(
 
     if resume and json_out is None:
         raise ConfigError("--resume goes on with an earlier report: name it with --json.")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    config = GenerationConfig(max_new_tokens=max_new_tokens, seed=seed, **sampling)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
     chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
     if concurrency is not None:
         from specblock.cli.bench.load import bench_load
@@ -115,10 +116,7 @@ def bench(
     field = open_field(model, methods, drafter or [], placement, exact, budget, earlier)
     check_templates(field.judge.tokenizer, chosen)
     about = {"suite": prompts or "own", "budget": budget}
-    report = _measure(field, chosen, config, json_out, resume, about)
-    _say_result(report)
-    if not report["rows"]:
-        raise SpecBlockError("No prompt could be answered: see above what is wrong with each.")
+    _say_result(_measure(field, chosen, config, json_out, resume, about))
 
 
 def _measure(
@@ -220,3 +218,5 @@ def _say_result(report: dict[str, Any]) -> None:
         )
     for item in report["skipped"]:
         out.print(f"{item['id']}: skipped: {item['reason']}", highlight=False, markup=False)
+    if not report["rows"]:
+        raise SpecBlockError("No prompt could be answered: see above what is wrong with each.")

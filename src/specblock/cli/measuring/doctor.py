@@ -59,7 +59,7 @@ def doctor(
     from specblock.doctor.examine import examine
     from specblock.doctor.finding import WRONG
     from specblock.doctor.patient import Request
-    from specblock.engine.loading import shipped_drafter
+    from specblock.engine.named_drafter import shipped_drafter
     from specblock.target.loading.zoo import check_placement, load_model, locate_model
 
     if threads is not None:

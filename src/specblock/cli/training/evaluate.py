@@ -71,7 +71,7 @@ def evaluate(
     import torch
 
     from specblock.bench.environment import describe_environment
-    from specblock.engine.loading import shipped_drafter
+    from specblock.engine.named_drafter import shipped_drafter
     from specblock.target.loading.zoo import load_model
     from specblock.training.data.answers import check_answers, read_answers
     from specblock.training.evaluate.finished import Setting, evaluate_drafter

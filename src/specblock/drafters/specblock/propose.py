@@ -59,6 +59,7 @@ class SpecBlockDrafter(PairQueue):
         policy: how rank buckets become branching factors.
         max_leaves: most leaves that start blocks of one generation.
         max_nodes: most draft nodes in a tree.
+        untrained: the network knows nothing yet; an adaptation says when to ask it.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class SpecBlockDrafter(PairQueue):
         policy: GrowthPolicy | None = None,
         max_leaves: int = 28,
         max_nodes: int = 95,
+        untrained: bool = False,
     ):
+        self.untrained = untrained
         self.model, self.policy = model.eval(), policy or GrowthPolicy()
         self.blocks, self.max_leaves, self.max_nodes = blocks, max_leaves, max_nodes
         self.feature_layers = model.config.feature_layers

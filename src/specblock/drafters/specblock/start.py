@@ -28,6 +28,7 @@ from specblock.drafters.specblock.network import SpecBlockModel
 from specblock.drafters.starting.lending import attach_target, lent
 from specblock.drafters.starting.ridge import Ridge, unit
 from specblock.errors import CheckpointError
+from specblock.steps import Steps, drained
 from specblock.target.architecture.structure import decoder_layers, text_config
 
 if TYPE_CHECKING:
@@ -92,11 +93,18 @@ def _rows(sequence: Sequence, drafter: Layered) -> tuple[Tensor, Tensor, list[Te
     return inputs, tokens, [top[1 + k : 1 + k + count] for k in range(slots)]
 
 
-@torch.no_grad()
 def fit_input_layer(
     drafter: Layered, sequences: Iterable[Sequence], *, strength: float = 1e-4
 ) -> None:
     """Steps 1 to 3 of the module's text, in two passes over ``sequences``."""
+    drained(fitting_input_layer(drafter, sequences, strength=strength))
+
+
+@torch.no_grad()
+def fitting_input_layer(
+    drafter: Layered, sequences: Iterable[Sequence], *, strength: float = 1e-4
+) -> Steps[None]:
+    """:func:`fit_input_layer`, a sequence or a solution at a time."""
     config, layer = drafter.config, drafter.input_layer
     size, slots = config.hidden_size, config.block_size
     count = len(config.feature_layers)
@@ -107,6 +115,7 @@ def fit_input_layer(
         inputs, tokens, truths = _rows(sequence, drafter)
         ones = torch.ones(len(inputs), 1)
         first.add(torch.cat((inputs, tokens, ones), dim=1), truths[0])
+        yield
     layer.condition_proj.weight.copy_(first.solve(strength)[:, : count * size])
     second = Ridge(2 * size + 1, slots * size)
     for sequence in sequences:
@@ -114,6 +123,7 @@ def fit_input_layer(
         condition = unit(inputs @ layer.condition_proj.weight.t())
         ones = torch.ones(len(inputs), 1)
         second.add(torch.cat((condition, tokens, ones), dim=1), torch.cat(truths, dim=1))
+        yield
     solved = scale * second.solve(strength).unflatten(0, (slots, size))  # [K, H, 2H + 1]
     _install(drafter, solved, second.xx[:-1, :-1].float())
 

@@ -16,7 +16,8 @@ from torch import nn
 from specblock.budget.costs import CostTable
 from specblock.drafters.base import Budget, Drafter
 from specblock.drafters.lookup.copies import TextCopies
-from specblock.engine.loading import assemble, find_drafter
+from specblock.engine.loading import assemble
+from specblock.engine.named_drafter import find_drafter
 from specblock.engine.speculator import Speculator
 from specblock.kernels.route_table import RouteTable
 from specblock.target.model import Target
