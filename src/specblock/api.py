@@ -75,8 +75,7 @@ def load(
     _check_choices(model, budget, blocks, calibrate)
     if threads is not None:
         torch.set_num_threads(threads)
-    governor = ThreadGovernor(torch.get_num_threads() if govern and device == "cpu" else 1)
-    governor.look()
+    governor = _governor(govern and device == "cpu")
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
     found = find_drafter(model, drafter, adapts=adapt is not None)
@@ -89,6 +88,12 @@ def load(
     if govern:
         _let_govern(governor, speculator, cache_dir)
     return speculator if adapt is None else start_adapting(speculator, adapt)
+
+
+def _governor(govern: bool) -> ThreadGovernor:
+    governor = ThreadGovernor(torch.get_num_threads() if govern else 1)
+    governor.look()
+    return governor
 
 
 def _let_govern(
