@@ -7,11 +7,11 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from specblock.config import DEFAULT_MODEL
 from specblock.errors import ConfigError
 
 __all__ = ["DAY0", "DEFAULT_MODEL", "LOOKUP", "find_drafter", "shipped_drafter"]
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 LOOKUP, DAY0 = "lookup", "day0"
 _log = logging.getLogger("specblock")
 

@@ -68,7 +68,7 @@ def measure_training(
         steps: optimiser steps under the clock, behind two that are not.
         new_tokens: most tokens of the one batch of answers that is drawn.
     """
-    config = regenerate or RegenerateConfig(max_new_tokens=new_tokens)
+    config = regenerate or RegenerateConfig(max_new_tokens=new_tokens, max_prompt_tokens=None)
     report("drawing answers")
     drawn = _time_answers(target, answers, ends, config)
     report("reading features")

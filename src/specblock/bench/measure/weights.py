@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from specblock.config import DEFAULT_MODEL
 from specblock.drafters.registry import KINDS, find_kind, read_config
-from specblock.engine.named_drafter import DEFAULT_MODEL
 from specblock.errors import CheckpointError, ConfigError
 
 __all__ = ["find_weights", "shipped_weights"]

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specblock.cli import options
-from specblock.cli.support import open_speculator, verb
+from specblock.cli.flags import Flags
+from specblock.cli.support import verb
 from specblock.cli.tables import console, figure
+from specblock.config import GenerationConfig
 from specblock.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 @verb
 def adapt(
+    *,
     stream: Annotated[
         Path | None,
         typer.Option(help="JSONL file of prompts in order.", show_default="our own, short"),
@@ -28,9 +31,7 @@ def adapt(
     policies: Annotated[
         str, typer.Option(help="Names, comma-separated: never, memory, bandit, always-ARM.")
     ] = "never,always-full,always-heads,bandit",
-    max_new_tokens: options.MaxNewTokens = 128,
-    temperature: options.Temperature = 0.0,
-    seed: options.Seed = 0,
+    config: Annotated[GenerationConfig, Flags(max_new_tokens=128)],
     json_out: options.JsonOut = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves to this file.")] = None,
     poison: Annotated[
@@ -40,31 +41,26 @@ def adapt(
     settings: Annotated[
         Path | None, typer.Option("--config", help="YAML or JSON file of adaptation settings.")
     ] = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    drafter: options.Drafter = "auto",
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
+    place: options.Speculating,
 ) -> None:
     """Replay a stream under policies of adaptation; one that was cut off goes on."""
     from specblock.adaptation.config import AdaptationConfig
     from specblock.adaptation.replay.stream import check_policies, replay_stream
     from specblock.bench.environment import describe_environment
-    from specblock.config import GenerationConfig
 
     names = [name.strip() for name in policies.split(",") if name.strip()]
     check_policies(names)
-    adapt = AdaptationConfig.from_file(settings) if settings else AdaptationConfig(seed=seed)
+    adapt = AdaptationConfig.from_file(settings) if settings else AdaptationConfig(seed=config.seed)
     prompts, lying = _prompts(stream, limit), _range(poison)
-    speculator = open_speculator(model, drafter, dtype, device, threads)
+    speculator = place.open()
     report = replay_stream(
         speculator,
         _requests(prompts, speculator.tokenizer),
         policies=names,
-        config=GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
+        config=config,
         adapt=adapt,
         out=json_out,
-        seed=seed,
+        seed=config.seed,
         poison=lying,
         environment=describe_environment(speculator),
         progress=_say_progress,

@@ -10,7 +10,6 @@ import typer
 from rich import box
 from rich.table import Table
 
-from specblock.cli import options
 from specblock.cli.support import say_step, verb
 from specblock.cli.tables import console
 from specblock.errors import ConfigError
@@ -27,8 +26,8 @@ def cost(
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of each.")] = 20,
     context: Annotated[int, typer.Option(min=1, help="Positions before the first round.")] = 256,
     accepted: Annotated[int, typer.Option(min=1, help="Pairs that a round adds.")] = 4,
-    threads: options.Threads = None,
-    seed: options.Seed = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file.")
     ] = None,

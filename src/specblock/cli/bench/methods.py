@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specblock.cli import options
+from specblock.cli.flags import Flags
 from specblock.cli.progress import duration
 from specblock.cli.support import say_step, verb
 from specblock.cli.tables import console, figure, methods_table
@@ -69,23 +70,16 @@ app = typer.Typer(invoke_without_command=True)
 @verb
 def bench(
     context: typer.Context,
+    *,
     prompts: Prompts = None,
     limit: Limit = None,
     per_task: PerTask = None,
     methods: Methods = "plain,specblock",
-    max_new_tokens: options.MaxNewTokens = 128,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    seed: options.Seed = 0,
+    config: Annotated[GenerationConfig, Flags(max_new_tokens=128)],
     json_out: options.JsonOut = None,
     resume: Resume = False,
-    model: options.Model = options.DEFAULT_MODEL,
     drafter: Drafters = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    exact: options.Exact = None,
+    place: options.ExactTarget,
     budget: Budget = "measured",
     concurrency: Concurrency = None,
 ) -> None:
@@ -100,20 +94,17 @@ def bench(
 
     if resume and json_out is None:
         raise ConfigError("--resume goes on with an earlier report: name it with --json.")
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
-    chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
+    chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=config.seed)
     if concurrency is not None:
         from specblock.cli.bench.load import bench_load
 
         bench_load(
             concurrency, methods, chosen, prompts or "own", config, json_out,
-            model=model, drafter=drafter, dtype=dtype, device=device, threads=threads, exact=exact,
+            place=place, drafter=drafter,
         )  # fmt: skip
         return
-    earlier, placement = json_out if resume else None, (dtype, device, threads)
-    field = open_field(model, methods, drafter or [], placement, exact, budget, earlier)
+    earlier = json_out if resume else None
+    field = open_field(place, methods, drafter or [], budget, earlier)
     check_templates(field.judge.tokenizer, chosen)
     about = {"suite": prompts or "own", "budget": budget}
     _say_result(_measure(field, chosen, config, json_out, resume, about))
@@ -145,30 +136,22 @@ def _measure(
 
 
 def open_field(
-    model: str,
+    place: options.ExactTarget,
     methods: str,
     drafters: list[str],
-    placement: tuple[str, str, int | None],
-    exact: bool | None,
     budget: str,
     earlier: Path | None,
 ) -> Field:
     """Load the target and the drafters; what cannot be is said before anything heavy starts."""
-    import torch
-
     from specblock.bench.measure.field import Measured, assemble_field
     from specblock.bench.measure.journal import kept_by
     from specblock.bench.measure.methods import resolve
     from specblock.bench.measure.weights import find_weights
-    from specblock.target.loading.zoo import load_model
 
     names = list(resolve([name.strip() for name in methods.split(",") if name.strip()]))
-    folders = find_weights(model, drafters)
-    dtype, device, threads = placement
-    if threads is not None:
-        torch.set_num_threads(threads)
+    folders = find_weights(place.model, drafters)
     say_step("loading the model")
-    network, tokenizer = load_model(model, dtype=dtype, device=device)
+    network, tokenizer = place.load()
     kept = {} if earlier is None else kept_by(earlier)
     measured = Measured.from_dict(kept["measured"]) if "measured" in kept else None
     return assemble_field(
@@ -177,7 +160,7 @@ def open_field(
         names,
         folders,
         budget=budget,
-        exact=exact,
+        exact=place.exact,
         measured=measured,
         on_step=say_step,
     )
