@@ -13,6 +13,7 @@ from specblock.drafters.config import StoredConfig
 from specblock.drafters.objectives.batch import Objective
 from specblock.drafters.objectives.sequence import Sequence
 from specblock.drafters.objectives.workload import Workload
+from specblock.drafters.starting.layers import Report
 
 __all__ = ["DrafterKind", "Recipe", "Training"]
 
@@ -39,9 +40,8 @@ class Training:
         first_slot: the training forward: network, features ``[B, S, F * H]`` and next tokens
             ``[B, S]`` to the hidden states ``[B, S, H]``, before the final norm, that say which
             token follows each pair. What is drafted is held against it.
-        start: starts the network in closed form: the network, the target and some of its answers.
-            Raises :class:`specblock.errors.CheckpointError` if the target's layers do not lend
-            themselves. None: its layers start at random.
+        start: starts the network in closed form: takes the network, the target, some of its answers
+            and what is told how it went. None: its layers start at random.
         workload: takes recipe, config, batch size and longest length. None: nothing is said of the
             memory before training.
         fields: the recipe's name of a setting for every one of the config that has another there.
@@ -49,7 +49,7 @@ class Training:
 
     objective: Callable[[Recipe, Any], Objective]
     first_slot: Callable[[Any, Tensor, Tensor], Tensor]
-    start: Callable[[Any, nn.Module, list[Sequence]], None] | None = None
+    start: Callable[[Any, nn.Module, list[Sequence], Report], None] | None = None
     workload: Callable[[Recipe, Any, int, int], Workload] | None = None
     fields: dict[str, str] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.config import StoredConfig
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.registry import load_model, make_drafter, read_config
-from specblock.errors import CheckpointError, SpecBlockError
+from specblock.errors import SpecBlockError
 from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import (
     Answer,
@@ -243,12 +243,9 @@ def _start_in_closed_form(
 ) -> None:
     count = min(recipe.warm_start_answers, len(corpus.sizes))
     numbers = [range(i, min(i + 8, count)) for i in range(0, count, 8)]
-    try:
-        warm_start(drafter, target, [s for some in numbers for s in corpus.read(some)])
-    except CheckpointError as error:
-        report(f"{error} Its layers start at random instead.")
-    else:
-        report(f"started in closed form from {count} answers")
+    sequences = [s for some in numbers for s in corpus.read(some)]
+    warm_start(drafter, target, sequences, report)
+    report(f"started in closed form from {count} answers")
 
 
 def _evaluator(

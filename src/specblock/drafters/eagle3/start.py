@@ -10,6 +10,9 @@ last layer, its residual stream after attention, at the next position. That is l
    to as many directions as there are values. For this the heads look at their own position:
    queries and keys are one constant on the fastest rotary pairs, whose scores peak at distance 0.
 
+Where the target's layers are of another form, the MLP adds nothing at first and the middle is the
+output of the target's last layer, which the drafter's top feature then is.
+
 Later steps of a round are not fitted: their condition is the layer's own output.
 """
 
@@ -22,44 +25,19 @@ from torch import Tensor, nn
 
 from specblock.drafters.eagle3.network import Eagle3Model
 from specblock.drafters.objectives.sequence import Sequence
-from specblock.drafters.starting.lending import attach_target, lent
+from specblock.drafters.starting.layers import Report, start_from, tell
 from specblock.drafters.starting.ridge import Ridge, strongest_directions, unit
 from specblock.target.architecture.structure import decoder_layers
 
 _OWN_POSITION = 4.0  # by how much a head's own position outscores the one before
 
 
-_BEHIND_ATTENTION = (
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
-    "mlp.gate_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-)
-
-
-@torch.no_grad()
-def start(drafter: Eagle3Model, target: nn.Module, sequences: list[Sequence]) -> None:
-    """All of the module's text, from some thousand answer tokens.
-
-    Raises :class:`CheckpointError` if the target's last layer is of another form.
-    """
-    copy_behind_attention(drafter, target)
-    fit_eagle3(drafter, target, sequences)
-
-
-def copy_behind_attention(drafter: Eagle3Model, target: nn.Module) -> None:
-    """Give the drafter what follows the attention of the target's last layer, and embeddings.
-
-    Raises :class:`CheckpointError` if the layer has another form than the drafter's there.
-    """
-    state = decoder_layers(target)[-1].state_dict()
-    state = {name: value for name, value in state.items() if not name.startswith("self_attn.")}
-    state = lent(state, _BEHIND_ATTENTION)
-    del state["input_layernorm.weight"]  # the drafter's norms another input
-    drafter.midlayer.load_state_dict(state, strict=False)
-    attach_target(drafter, target, head=True)
-    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
+def start(
+    drafter: Eagle3Model, target: nn.Module, sequences: list[Sequence], report: Report = tell
+) -> None:
+    """All of the module's text, from some thousand answer tokens."""
+    copied = start_from(target, drafter, [drafter.midlayer], report, behind_attention=True)
+    fit_eagle3(drafter, target, sequences, copied=copied)
 
 
 def middle_of_last_layer(target: nn.Module, features: Tensor, layer: int) -> Tensor:
@@ -94,21 +72,23 @@ def fit_eagle3(
     target: nn.Module,
     sequences: list[Sequence],
     *,
+    copied: bool = True,
     strength: float = 1e-3,
 ) -> None:
     """Steps 1 and 2 of the module's text, in a pass each over ``sequences``.
 
-    Embeddings, post norm, MLP, final norm and head must be the target's already.
+    Embeddings, final norm and head must be the target's already, and post norm and MLP too, unless
+    they are not ``copied`` and add nothing.
     """
     config, layer = drafter.config, drafter.midlayer
     size = config.hidden_size
     width = len(config.feature_layers) * size
     first = Ridge(width + size, size)
-    for inputs, tokens, middle in _rows(drafter, target, sequences):
+    for inputs, tokens, middle in _rows(drafter, target, sequences, copied):
         first.add(torch.cat((inputs, tokens), dim=1), middle)
     drafter.fc.weight.copy_(first.solve(strength)[:, :width])
     second = Ridge(2 * size, size + 1)
-    for inputs, tokens, middle in _rows(drafter, target, sequences):
+    for inputs, tokens, middle in _rows(drafter, target, sequences, copied):
         condition = inputs @ drafter.fc.weight.t()
         missing = torch.cat((middle - condition, torch.ones(len(middle), 1)), dim=1)
         second.add(torch.cat((tokens, unit(condition)), dim=1), missing)
@@ -128,13 +108,16 @@ def fit_eagle3(
 
 
 def _rows(
-    drafter: Eagle3Model, target: nn.Module, sequences: list[Sequence]
+    drafter: Eagle3Model, target: nn.Module, sequences: list[Sequence], copied: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Per sequence and pair: features as ``fc`` gets them, normed token, middle to be guessed."""
     config, size = drafter.config, drafter.config.hidden_size
     for sequence in sequences:
         top = sequence.features[:, -size:]
-        middle = middle_of_last_layer(target, top, config.feature_layers[-1])
+        if copied:
+            middle = middle_of_last_layer(target, top, config.feature_layers[-1])
+        else:
+            middle = unit(top)
         features = sequence.features.float()[:-1]
         if drafter.feature_norms is not None:
             features = drafter.feature_norms(features)

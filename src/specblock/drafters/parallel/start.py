@@ -4,8 +4,6 @@ Trunk and input layer start as SpecBlock's do; the heads are zero, so at first e
 proposes the same.
 """
 
-from __future__ import annotations
-
-from specblock.drafters.specblock.start import start_layers as start
+from specblock.drafters.specblock.start import start
 
 __all__ = ["start"]

@@ -2,7 +2,9 @@
 
 The target's last L layers turn the input of the first of them into the next token. If the
 drafter's layers are copies of these, all its input layer has to do is guess that input at the
-*next* position from what is known at this one. That guess is linear regression:
+*next* position from what is known at this one. Where the layers are of a form that the drafter's
+cannot copy (:mod:`specblock.drafters.starting.lending`), the drafter's add nothing at first, and
+its input layer guesses the output of the target's last layer. That guess is linear regression:
 
 1. ``condition_proj``: ridge regression of the guess on the normed features and token embedding;
    its feature part becomes the projection.
@@ -11,8 +13,9 @@ drafter's layers are copies of these, all its input layer has to do is guess tha
 3. slots k >= 1: what a regression on the input k positions further on adds to that of slot 0,
    cut to ``slot_rank`` directions, the ones that move the guess most.
 
-The shift starts as (identity, 0); norm and head are the target's; the sink entry is the first
-token's own hidden state. Only targets whose layers have the drafter's shape can lend them.
+What is guessed is the top feature layer, which :func:`specblock.training.kinds.drafter_config`
+chooses accordingly. The shift starts as (identity, 0); norm and head are the target's; the sink
+entry is the first token's own top feature.
 """
 
 from __future__ import annotations
@@ -25,56 +28,32 @@ from torch import Tensor, nn
 
 from specblock.drafters.objectives.sequence import Sequence
 from specblock.drafters.specblock.network import SpecBlockModel
-from specblock.drafters.starting.lending import attach_target, lent
+from specblock.drafters.starting.layers import Report, start_from, tell
 from specblock.drafters.starting.ridge import Ridge, unit
-from specblock.errors import CheckpointError
 from specblock.steps import Steps, drained
-from specblock.target.architecture.structure import decoder_layers, text_config
 
 if TYPE_CHECKING:
     from specblock.drafters.parallel.network import ParallelModel
 
     Layered = SpecBlockModel | ParallelModel  # drafters with SpecBlock's input layer and layers
 
-
-@torch.no_grad()
-def start(drafter: SpecBlockModel, target: nn.Module, sequences: list[Sequence]) -> None:
-    """All of the module's text, from some thousand answer tokens.
-
-    Raises :class:`CheckpointError` if the target's layers are of another form.
-    """
-    start_layers(drafter, target, sequences)
-    start_shift_as_identity(drafter)
+__all__ = ["fit_input_layer", "fitting_input_layer", "start", "start_layers"]
 
 
-@torch.no_grad()
-def start_layers(drafter: Layered, target: nn.Module, sequences: list[Sequence]) -> None:
-    """Layers, input layer and sink."""
-    copy_target_layers(drafter, target)
+def start(
+    drafter: Layered, target: nn.Module, sequences: list[Sequence], report: Report = tell
+) -> None:
+    """All of the module's text, from some thousand answer tokens."""
+    start_layers(drafter, target, report)
     fit_input_layer(drafter, sequences)
-    if drafter.config.sink:
-        size = drafter.config.hidden_size
-        first = [sequence.features[0, -size:].float() for sequence in sequences]
-        drafter.sink.copy_(torch.stack(first).mean(0))
 
 
-def copy_target_layers(drafter: Layered, target: nn.Module) -> None:
-    """Give the drafter the target's last layers, final norm, head rows and embeddings.
-
-    Raises :class:`CheckpointError` if the target's layers hold anything the drafter's lack.
-    """
-    layers = decoder_layers(target)
-    first = len(layers) - len(drafter.layers)
-    activation = getattr(text_config(target), "hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise CheckpointError(
-            f"The target's layers cannot be copied into the drafter (their activation is "
-            f"{activation}, not silu)."
-        )
-    for own, theirs in zip(drafter.layers, layers[first:], strict=True):
-        own.load_state_dict(lent(theirs.state_dict(), own.state_dict()))
-    attach_target(drafter, target, head=True)
-    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
+def start_layers(drafter: Layered, target: nn.Module, report: Report = tell) -> bool:
+    """All but the input layer; returns whether the layers are copies of the target's last ones."""
+    copied = start_from(target, drafter, list(drafter.layers), report)
+    if isinstance(drafter, SpecBlockModel):
+        start_shift_as_identity(drafter)
+    return copied
 
 
 def _rows(sequence: Sequence, drafter: Layered) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -126,6 +105,9 @@ def fitting_input_layer(
         yield
     solved = scale * second.solve(strength).unflatten(0, (slots, size))  # [K, H, 2H + 1]
     _install(drafter, solved, second.xx[:-1, :-1].float())
+    if config.sink:
+        first = [sequence.features[0, -size:].float() for sequence in sequences]
+        drafter.sink.copy_(torch.stack(first).mean(0))
 
 
 def _install(drafter: Layered, solved: Tensor, moments: Tensor) -> None:
