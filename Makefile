@@ -8,6 +8,7 @@
 # make test-oldest    the core tests with the oldest
 # make chromium   the browser for the tests of the server's page (as root on Debian or Ubuntu;
 #             without one these tests are skipped)
+# make docs   the API reference as HTML, in build/reference
 # make lint   check style
 # make clean  remove the virtual environments and everything built
 #
@@ -29,7 +30,7 @@ CORE := tests/kernels tests/target tests/tree tests/budget tests/engine tests/in
 PYTEST := -m pytest -n 2 --dist loadfile
 test test-portable test-all test-newest test-oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: demo serve test test-portable test-all test-newest test-oldest chromium lint format install clean
+.PHONY: demo serve test test-portable test-all test-newest test-oldest chromium docs lint format install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -58,6 +59,10 @@ chromium:
 	@command -v chromium >/dev/null || timeout 120 sh -c 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
 			apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core' >/dev/null 2>&1 \
 		|| echo "No Chromium could be installed (are you root, and is this Debian or Ubuntu?): the page's tests will be skipped."
+
+docs: $(VENV)/.installed
+	@$(INSTALL) -e '.[docs]'
+	@$(BIN)/python tools/reference.py build/reference
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
