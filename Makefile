@@ -10,6 +10,7 @@
 #             made once (.venv-engines, .venv-openvino: some 3 GB)
 # make chromium   the browser for the tests of the server's page (as root on Debian or Ubuntu;
 #             without one these tests are skipped)
+# make docs   the API reference as HTML, in build/reference
 # make lint   check style
 # make clean  remove the virtual environments and everything built
 #
@@ -24,7 +25,7 @@ PIP_FLAGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet -c constraints.txt $(PIP_FLAGS)
 # what depends on other packages: the model's forward, the doorway, the command line, reading data
-CORE := tests/kernels tests/target tests/tree tests/engine tests/cli tests/training/data \
+CORE := tests/kernels tests/target tests/tree tests/budget tests/engine tests/integrations tests/cli tests/training/data \
 	$(wildcard tests/test_*.py)
 
 # Two workers of one thread: two threads beside a busy process wait for each other most of the time.
@@ -33,7 +34,7 @@ test test-portable test-all test-newest test-oldest: export OMP_NUM_THREADS := 1
 
 ENGINE_TESTS ?= tests/engines
 
-.PHONY: demo serve test-engines test test-portable test-all test-newest test-oldest chromium lint format install clean
+.PHONY: demo serve test-engines test test-portable test-all test-newest test-oldest chromium docs lint format install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -66,6 +67,10 @@ chromium:
 	@command -v chromium >/dev/null || timeout 120 sh -c 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
 			apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core' >/dev/null 2>&1 \
 		|| echo "No Chromium could be installed (are you root, and is this Debian or Ubuntu?): the page's tests will be skipped."
+
+docs: $(VENV)/.installed
+	@$(INSTALL) -e '.[docs]'
+	@$(BIN)/python tools/reference.py build/reference
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -77,9 +77,9 @@ def load(
     Raises :class:`specblock.errors.SpecBlockError` if anything does not fit.
     """
     _check_choices(model, budget, blocks, calibrate)
-    torch.set_num_threads(threads or torch.get_num_threads())
-    governor = ThreadGovernor(torch.get_num_threads() if govern and device == "cpu" else 1)
-    governor.look()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    governor = _governor(govern and device == "cpu")
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
     speculator = assemble(
@@ -88,9 +88,21 @@ def load(
         on_step=on_step, owned=True, remember=adapt is not None and adapt.memory_mib > 0,
     )  # fmt: skip
     if govern:
-        speculator.target.watch = governor.ran
-        governor.tell = partial(_costs_follow, speculator, cache_dir)
+        _let_govern(governor, speculator, cache_dir)
     return speculator if adapt is None else start_adapting(speculator, adapt)
+
+
+def _governor(govern: bool) -> ThreadGovernor:
+    governor = ThreadGovernor(torch.get_num_threads() if govern else 1)
+    governor.look()
+    return governor
+
+
+def _let_govern(
+    governor: ThreadGovernor, speculator: Speculator, cache_dir: str | Path | None
+) -> None:
+    speculator.target.watch = governor.ran
+    governor.tell = partial(_costs_follow, speculator, cache_dir)
 
 
 def _chosen(

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -15,7 +15,14 @@ from specblock.errors import ConfigError
 if TYPE_CHECKING:
     from specblock.tree.sampling import SamplingParams
 
-__all__ = ["GenerationConfig", "StrictConfig"]
+__all__ = ["DEFAULT_MODEL", "GenerationConfig", "Placement", "StrictConfig", "described"]
+
+DEFAULT_MODEL = "smollm2-135m-instruct"  # what is embedded
+
+
+def described(default: Any, text: str) -> Any:
+    """A field with its help."""
+    return Field(default, description=text)
 
 
 class StrictConfig(BaseModel):
@@ -61,6 +68,19 @@ class StrictConfig(BaseModel):
         return type(self)(**{**kept, **changes})
 
 
+class Placement(StrictConfig):
+    """Which target, and where it runs."""
+
+    model: str = described(
+        DEFAULT_MODEL, "Embedded name, folder, GGUF file or hub id of the target."
+    )
+    dtype: str = described("float32", "float32, bfloat16, float16 or auto.")
+    device: str = described("cpu", "A torch device such as cpu or cuda.")
+    threads: Annotated[int, Field(ge=1)] | None = described(
+        None, "CPU threads; none leaves PyTorch's own choice."
+    )
+
+
 class GenerationConfig(StrictConfig):
     """How one answer is generated; names are those of transformers' ``generate``.
 
@@ -72,19 +92,39 @@ class GenerationConfig(StrictConfig):
     ``max_new_tokens``. Sampled text is a function of the prompt, the settings and ``seed``.
     """
 
-    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    max_new_tokens: Annotated[int, Field(ge=1)] = described(256, "Most tokens of one answer.")
     do_sample: bool | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
-    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    temperature: Annotated[float, Field(ge=0, le=100)] = described(0.0, "0 is greedy decoding.")
+    top_k: Annotated[int, Field(ge=0)] = described(
+        0, "Sample from the k most probable tokens; 0 is off."
+    )
+    top_p: Annotated[float, Field(ge=0, le=1)] = described(
+        1.0, "Sample from this much probability mass; 1 is off."
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] = described(
+        0.0, "Least share of the best token's probability."
+    )
+    repetition_penalty: Annotated[float, Field(gt=0)] = described(
+        1.0, "Above 1 discourages repetition."
+    )
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = described(
+        0.0, "Lowers tokens by how often they came."
+    )
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = described(
+        0.0, "Lowers tokens that came already."
+    )
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = described(
+        0, "The same seed gives the same text."
+    )
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = described(
+        (), "Stop before this text; may be given several times."
+    )
     eos_token_id: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     ignore_eos: bool = False
+
+    # of the command line: fields without an option, and options with another name
+    hidden: ClassVar = ("do_sample", "eos_token_id", "ignore_eos")
+    flags: ClassVar = {"stop_strings": "stop"}
 
     @field_validator("stop_strings", "eos_token_id", mode="before")
     @classmethod

@@ -60,7 +60,7 @@ def test_the_tables_of_a_stream(tmp_path):
     assert text.endswith("No answer differs from the first policy's.\n")
     lacking = tmp_path / "lacking.json"
     lacking.write_text(json.dumps({"policies": {}, "settings": {}}))
-    with pytest.raises(SpecBlockError, match="bench-adapt"):
+    with pytest.raises(SpecBlockError, match="bench adapt"):
         read_report(lacking)
 
 

@@ -1,4 +1,4 @@
-"""``--adapt``, ``specblock adapt`` and ``specblock bench-adapt``."""
+"""``--adapt``, ``specblock adapt`` and ``specblock bench adapt``."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,8 @@ def test_bench_adapt_writes_the_report(tiny, run, tmp_path):
     settings.write_text(json.dumps({"min_requests": 2, "steps": 1, "mixed_precision": False}))
     arguments = ["--stream", str(stream), "--limit", "3", "--max-new-tokens", "6"]
     result = run(
-        "bench-adapt",
+        "bench",
+        "adapt",
         *arguments,
         *("--policies", "never,bandit", "--json", str(out), "--config", str(settings)),
     )
@@ -92,6 +93,6 @@ def test_bench_adapt_writes_the_report(tiny, run, tmp_path):
     assert report["policies"]["bandit"]["requests"] == 3
     assert report["environment"]["packages"]
     assert regret_told(**report["regret"]) in " ".join(result.stdout.split())
-    result = run("bench-adapt", "--policies", "allways-full")
+    result = run("bench", "adapt", "--policies", "allways-full")
     assert result.exit_code == 2
     assert "did you mean 'always-full'" in result.stderr

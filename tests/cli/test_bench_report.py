@@ -1,4 +1,4 @@
-"""The verbs ``report`` and ``bench-cost``."""
+"""The verbs ``report`` and ``bench cost``."""
 
 import json
 from pathlib import Path
@@ -57,16 +57,16 @@ def test_a_stream_is_drawn_and_the_same_each_time(run, tmp_path):
     ("arguments", "said"),
     [
         (("report",), "Name a report"),
-        (("report", COMMITTED, "--plot", "x.svg"), "one report of `bench-adapt`"),
+        (("report", COMMITTED, "--plot", "x.svg"), "one report of `bench adapt`"),
         (("report", STREAM, "--html", "x.html"), "--plot"),
         (("report", EVALUATION, "--html", "x.html"), "--plot"),
         (("report", EVALUATION, "--plot", "x.svg"), "--states"),
         (("report", "none.json"), "cannot be read"),
         (("report", COMMITTED, COMMITTED), "same file name"),
-        (("bench-cost", "--shape", "llama-9b"), "did you mean"),
-        (("bench-cost", "--nodes", "60;90"), "list of numbers"),
-        (("bench-cost", "--nodes", "0"), "at least 1"),
-        (("bench-cost", "--dtype", "int8"), "dtype must be"),
+        (("bench", "cost", "--shape", "llama-9b"), "did you mean"),
+        (("bench", "cost", "--nodes", "60;90"), "list of numbers"),
+        (("bench", "cost", "--nodes", "0"), "at least 1"),
+        (("bench", "cost", "--dtype", "int8"), "dtype must be"),
     ],
 )
 def test_mistakes_are_one_sentence(run, arguments, said):
@@ -79,7 +79,7 @@ def test_mistakes_are_one_sentence(run, arguments, said):
 def test_bench_cost_counts_parameters_anywhere(run, tmp_path):
     out = tmp_path / "cost.json"
     result = run(
-        "bench-cost", "--shape", "qwen3-8b", "--device", "meta", "--dtype", "bfloat16",
+        "bench", "cost", "--shape", "qwen3-8b", "--device", "meta", "--dtype", "bfloat16",
         "--json", str(out),
     )  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -47,7 +47,7 @@ def test_loading_options(fake, run):
     run("generate", "x", "--drafter", "none")
     run("generate", "x", "--drafter", "some/folder", "--no-exact")
     options = {"drafter": "auto", "dtype": "bfloat16", "device": "cpu", "threads": 2}
-    options |= {"exact": None, "calibrate": "missing", "budget": "measured", "govern": False}
+    options |= {"exact": None, "calibrate": "missing", "govern": False}
     assert fake.loads[0] == ("m", options)
     assert [loaded[1]["drafter"] for loaded in fake.loads] == ["auto", None, "some/folder"]
     assert fake.loads[2][1]["exact"] is False

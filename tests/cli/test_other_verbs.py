@@ -14,24 +14,10 @@ from specblock.cli.decoding.side_by_side import LiveDisplay
 from specblock.data import DEMO_PROMPTS, OWN_PROMPTS
 
 VERBS = (
-    "generate",
-    "chat",
-    "demo",
-    "calibrate",
-    "convert",
-    "bench",
-    "bench-cost",
-    "report",
-    "regenerate",
-    "train",
-    "prepare-data",
-    "bench-training",
-    "adapt",
-    "bench-adapt",
-    "profile",
-    "evaluate",
-    "doctor",
-)
+    ("generate",), ("chat",), ("demo",), ("serve",), ("prepare-data",), ("regenerate",), ("train",),
+    ("evaluate",), ("convert",), ("bench",), ("report",), ("calibrate",), ("doctor",), ("adapt",),
+)  # fmt: skip
+UNDER_BENCH = (("bench", "adapt"), ("bench", "cost"), ("bench", "training"), ("bench", "profile"))
 
 
 def test_help_lists_the_verbs_and_loads_nothing_heavy():
@@ -44,13 +30,25 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in VERBS:
-        assert verb in done.stdout
+    panels = ("Use", "Serve", "Train", "Measure", "Look after")
+    places = [done.stdout.index(f"─ {panel} ─") for panel in panels]
+    assert places == sorted(places)
+    for (verb,) in VERBS:
+        assert f" {verb} " in done.stdout
+    assert "bench-" not in done.stdout
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", VERBS + UNDER_BENCH, ids=" ".join)
 def test_every_verb_has_help(run, verb):
-    assert run(verb, "--help").exit_code == 0
+    assert run(*verb, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("former", ["bench-adapt", "bench-cost", "bench-training", "profile"])
+def test_a_former_name_says_the_new_one(run, former):
+    result = run(former, "--stream", "x", "--help")
+    now = "bench " + former.removeprefix("bench-")
+    assert result.exit_code == 2
+    assert result.stderr == f"specblock: `{former}` is now `specblock {now}`.\n"
 
 
 def test_the_package_runs_as_a_module():

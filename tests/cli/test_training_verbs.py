@@ -1,6 +1,5 @@
 """``prepare-data``, ``regenerate`` and ``train`` from the command line."""
 
-import dataclasses
 import json
 import shutil
 
@@ -10,9 +9,9 @@ from tests.tiny import make_target
 from tests.training.data.test_chat_mask import chat_tokenizer
 
 from specblock.cli.progress import duration, progress_line
-from specblock.cli.training.train import recipe_of
 from specblock.training.data.turns import Progress
 from specblock.training.provenance import earlier_runs
+from specblock.training.recipe import DrafterRecipe
 from specblock.training.settings import TrainSettings
 
 
@@ -150,28 +149,19 @@ def test_training_gets_what_was_asked_for(run, folder, source, monkeypatch, tmp_
     assert earlier_runs(out / "provenance.json")[0]["status"] == "finished"
 
 
-def test_the_settings_are_the_defaults_of_the_pipeline():
-    """Two lists of defaults that must not drift apart, but for the number of epochs."""
-    from specblock.training.recipe import DrafterRecipe
+def test_the_settings_are_the_pipelines():
+    assert TrainSettings(answers="a", out="b").recipe() == DrafterRecipe()
+    said = {"blocks": 3, "epochs": 2, "layers": 1, "start": "scratch", "betas": (0.8, 0.9)}
+    recipe = TrainSettings(answers="a", out="b", **said).recipe()
+    assert (recipe.objective.blocks, recipe.train.epochs, recipe.layers) == (3, 2, 1)
+    assert recipe.from_scratch
+    assert recipe.train.betas == (0.8, 0.9)
 
-    ours = dataclasses.asdict(recipe_of(TrainSettings(answers="a", out="b")))
-    theirs = dataclasses.asdict(DrafterRecipe())
-    ours["train"]["epochs"] = theirs["train"]["epochs"]
-    assert ours == theirs
 
-
-def test_no_setting_is_ignored():
-    """Every setting is one of the verb's own, or a field of what the pipeline is given."""
-    from specblock.drafters.specblock.objective import ObjectiveConfig
-    from specblock.training.loop.trainer import TrainConfig
-    from specblock.training.recipe import DrafterRecipe
-
-    own = {"answers", "conversations", "out", "model", "start", "minutes", "dtype", "device"}
-    taken = {f.name for kind in (DrafterRecipe, ObjectiveConfig, TrainConfig)
-             for f in dataclasses.fields(kind)}  # fmt: skip
-    assert set(TrainSettings.model_fields) - taken == own | {"threads"}
-    not_said = {"from_scratch", "objective", "train", "betas", "log_every"}
-    assert taken - set(TrainSettings.model_fields) == not_said
+def test_an_unknown_kind_is_refused_before_anything_is_loaded(run):
+    result = run("train", "--answers", "a", "--out", "b", "--kind", "eagle", "--model", "none")
+    assert result.exit_code == 2
+    assert "There is no drafter kind 'eagle'; choose specblock" in result.stderr
 
 
 def test_progress_in_words():

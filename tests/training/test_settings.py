@@ -60,7 +60,6 @@ def test_unknown_keys_and_broken_files_are_refused(tmp_path):
         (TrainSettings, {"out": "o"}, "--answers .* or --conversations"),
         (TrainSettings, {"out": "o", "answers": "a", "conversations": "c"}, "not both"),
         (TrainSettings, {"out": "o", "answers": "a", "cached_slots": 5}, "at most block_size"),
-        (TrainSettings, {"out": "o", "answers": "a", "kind": "eagle"}, "kind must be"),
         (TrainSettings, {"out": "o", "answers": "a", "lr": 0}, "lr must be"),
         (RegenerateSettings, {"prompts": "p", "out": "o", "endpoint": "http://x"}, "go together"),
         (RegenerateSettings, {"prompts": "p", "out": "o", "endpoint": "x", "endpoint_model": "m"},

@@ -8,24 +8,26 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
+from specblock.cli.flags import expanded
 from specblock.errors import SpecBlockError
-
-if TYPE_CHECKING:
-    from specblock.engine.speculator import Speculator
 
 USER_ERROR, INTERRUPTED = 2, 130
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command: settings among its parameters become options."""
+    return guarded(expanded(function))
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command its exit codes: 2 for what the user can mend, 130 for Ctrl-C."""
 
     @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> None:
+    def command(*args: Any, **kwargs: Any) -> None:
         if sys.stdout is None:  # closed by who started us
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
@@ -47,52 +49,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(USER_ERROR) from None
 
-    return guarded
-
-
-def open_speculator(
-    model: str,
-    drafter: str,
-    dtype: str,
-    device: str,
-    threads: int | None,
-    *,
-    exact: bool | None = None,
-    calibrate: str = "missing",
-    budget: str = "measured",
-    adapt: Path | None = None,
-    adapt_memory: float | None = None,
-    where: str = "between-requests",
-    on_step: Callable[[str], None] | None = None,
-) -> Speculator:
-    """Load as the options say; ``none`` decodes plainly, ``auto`` takes the drafter that
-    ships, or ``lookup``.
-
-    ``adapt``: folder of an adaptation to go on with; ``adapt_memory``: MiB of answers that it
-    remembers, None for its default; ``where`` its updates run.
-    """
-    import specblock
-
-    more: dict[str, Any] = {}
-    if adapt is not None:
-        from specblock.adaptation.config import AdaptationConfig
-
-        memory = {} if adapt_memory is None else {"memory_mib": adapt_memory}
-        more["adapt"] = AdaptationConfig(folder=adapt, where=where, **memory)
-
-    return specblock.load(
-        model,
-        drafter=None if drafter.lower() == "none" else drafter,
-        dtype=dtype,
-        device=device,
-        threads=threads,
-        exact=exact,
-        calibrate=calibrate,
-        budget=budget,
-        govern=threads is None,
-        on_step=on_step or say_step,
-        **more,
-    )
+    return command
 
 
 def say_step(step: str) -> None:

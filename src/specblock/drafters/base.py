@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -147,6 +148,18 @@ class Drafter(Protocol):
 
     def observe(self, features: Tensor, tokens: Tensor) -> None:
         """The pairs that a round added. Costs nothing: they enter with the next first block."""
+
+    def shape_name(self) -> str:
+        """Names the shape of the network and of the rounds, for keeping measured costs apart."""
+
+    def measurements(
+        self, features: Tensor, tokens: Tensor, pairs: tuple[int, ...], leaves: tuple[int, ...]
+    ) -> tuple[dict[int, Callable[[], object]], dict[int, Callable[[], object]]]:
+        """Calls to time, growing the tree included: a first forward by number of pairs, and a later
+        one by number of leaves; empty where there is none.
+
+        ``features [S, F * H]`` and ``tokens`` int64 [S] are a context to draft from.
+        """
 
 
 __all__ = ["Budget", "BudgetController", "CopiesController", "Drafter", "FixedBudget"]

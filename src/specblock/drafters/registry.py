@@ -1,9 +1,15 @@
-"""The kinds of drafters there are, by the ``drafter_type`` in their ``config.json``."""
+"""The kinds of drafters there are, by the ``drafter_type`` in their ``config.json``.
+
+A kind from outside joins by :func:`register`, or by the entry point of an installed package, which
+is read when its name is first asked for (docs/add-a-drafter.md)::
+
+    [project.entry-points."specblock.drafters"]
+    bigram = "my_package.bigram:KIND"
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -13,56 +19,55 @@ from torch import Tensor, nn
 from specblock.drafters import checkpoint
 from specblock.drafters.base import Drafter
 from specblock.drafters.config import StoredConfig, read_json
-from specblock.drafters.eagle3.config import Eagle3Config
-from specblock.drafters.eagle3.network import Eagle3Model
-from specblock.drafters.eagle3.propose import Eagle3Drafter
+from specblock.drafters.eagle3.kind import KIND as EAGLE3
 from specblock.drafters.eagle3.published_config import is_published
-from specblock.drafters.parallel.config import ParallelConfig
-from specblock.drafters.parallel.network import ParallelModel
-from specblock.drafters.parallel.propose import ParallelDrafter
-from specblock.drafters.specblock.config import SpecBlockConfig
-from specblock.drafters.specblock.network import SpecBlockModel
-from specblock.drafters.specblock.propose import SpecBlockDrafter
+from specblock.drafters.kind import DrafterKind
+from specblock.drafters.parallel.kind import KIND as PARALLEL
+from specblock.drafters.specblock.kind import KIND as SPECBLOCK
 from specblock.errors import CheckpointError, ConfigError
 
-__all__ = ["KINDS", "DrafterKind", "kind_of", "load_model", "make_drafter", "read_config"]
+__all__ = [
+    "KINDS",
+    "DrafterKind",
+    "find_kind",
+    "kind_of",
+    "load_model",
+    "make_drafter",
+    "read_config",
+    "register",
+]
+
+KINDS: dict[str, DrafterKind] = {kind.name: kind for kind in (SPECBLOCK, EAGLE3, PARALLEL)}
+_ENTRY_POINTS = "specblock.drafters"
 
 
-@dataclass(frozen=True)
-class DrafterKind:
-    """One method: the class of its config, its network, what decodes with the network, and the
-    keyword settings that this takes."""
+def register(kind: DrafterKind) -> None:
+    """Make a kind known by its name, to training, decoding and benchmarks of this program.
 
-    config: type[StoredConfig]
-    network: Callable[[Any], nn.Module]
-    drafter: Callable[..., Drafter]
-    settings: tuple[str, ...]
+    Raises :class:`ConfigError` if another kind has the name.
+    """
+    if KINDS.setdefault(kind.name, kind) is not kind:
+        raise ConfigError(f"There is a drafter kind {kind.name!r} already: choose another name.")
 
 
-KINDS = {
-    kind.config.drafter_type: kind
-    for kind in (
-        DrafterKind(
-            SpecBlockConfig,
-            SpecBlockModel,
-            SpecBlockDrafter,
-            ("blocks", "policy", "max_leaves", "max_nodes"),
-        ),
-        DrafterKind(Eagle3Config, Eagle3Model, Eagle3Drafter, ("depth", "top_k", "max_nodes")),
-        DrafterKind(ParallelConfig, ParallelModel, ParallelDrafter, ("width", "max_nodes")),
-    )
-}
+def find_kind(name: str) -> DrafterKind | None:
+    """The kind of this name, if need be of an installed package; None where there is none."""
+    if name not in KINDS:
+        for point in entry_points(group=_ENTRY_POINTS, name=name):
+            register(point.load())
+    return KINDS.get(name)
 
 
 def kind_of(drafter_type: object) -> DrafterKind:
     """Raises :class:`CheckpointError` that lists the known types if it is none of them."""
-    if not isinstance(drafter_type, str) or drafter_type not in KINDS:
+    kind = find_kind(drafter_type) if isinstance(drafter_type, str) else None
+    if kind is None:
         raise CheckpointError(
             f"config.json describes a drafter of type {drafter_type!r}, not one of "
             f"{', '.join(map(repr, KINDS))}; published checkpoints are turned into this format "
             "by `specblock convert`."
         )
-    return KINDS[drafter_type]
+    return kind
 
 
 def read_config(folder: str | Path) -> StoredConfig:

@@ -7,12 +7,12 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from specblock.config import DEFAULT_MODEL
 from specblock.drafters.fetch import from_pretrained, is_hub_id
 from specblock.errors import ConfigError
 
 __all__ = ["DAY0", "DEFAULT_MODEL", "LOOKUP", "find_drafter", "shipped_drafter"]
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 LOOKUP, DAY0 = "lookup", "day0"
 _log = logging.getLogger("specblock")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from specblock.config import StrictConfig
+from specblock.config import StrictConfig, described
 
 __all__ = ["ServingConfig"]
 
@@ -24,18 +24,30 @@ class ServingConfig(StrictConfig):
     send a request, or to read a part of its answer.
     """
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    max_running: Count = 16
-    max_waiting: Annotated[int, Field(ge=0)] = 64
-    max_prompt_tokens: Count | None = None
-    max_output_tokens: Count = 2048
-    max_n: Count = 8
-    max_seconds: Positive = 600.0
-    max_body_mib: Positive = 4.0
-    max_connections: Count = 256
-    grace_seconds: Annotated[float, Field(ge=0)] = 3.0
-    stalled_seconds: Positive = 30.0
+    host: str = described("127.0.0.1", "Address to listen on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = described(8000, "Port; 0 takes a free one.")
+    max_running: Count = described(16, "Answers that are written at the same time.")
+    max_waiting: Annotated[int, Field(ge=0)] = described(
+        64, "Further ones that wait; beyond them comes a 429."
+    )
+    max_prompt_tokens: Count | None = described(
+        None, "Longest prompt; none leaves what the model's context holds."
+    )
+    max_output_tokens: Count = described(
+        2048, "Longest answer, and that of requests that say no length."
+    )
+    max_n: Count = described(8, "Most answers of one request.")
+    max_seconds: Positive = described(600.0, "Longest time for a request.")
+    max_body_mib: Positive = described(4.0, "Largest body of a request, MiB.")
+    max_connections: Count = described(256, "Most connections at a time.")
+    stalled_seconds: Positive = described(
+        30.0, "What a client may take to send a request, or to read on."
+    )
+    grace_seconds: Annotated[float, Field(ge=0)] = described(
+        3.0, "What answers under way are given when the server is stopped."
+    )
+
+    flags: ClassVar = {"max_body_mib": "max_body"}
 
     @property
     def loopback(self) -> bool:

@@ -13,7 +13,6 @@ from specblock.drafters.checkpoint import save_checkpoint
 from specblock.drafters.config import StoredConfig
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.registry import load_model, make_drafter, read_config
-from specblock.drafters.starting.warm_start import warm_start
 from specblock.errors import SpecBlockError
 from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import (
@@ -31,7 +30,7 @@ from specblock.training.evaluate.simulate import greedy_answers
 from specblock.training.features.corpus import Corpus, Kept, Online, read_all, sizes_of
 from specblock.training.features.reader import FeatureReader
 from specblock.training.features.store import store_features
-from specblock.training.kinds import drafter_config, new_drafter, training_kind
+from specblock.training.kinds import drafter_config, new_drafter, training_kind, warm_start
 from specblock.training.loop.checkpoints import numbered
 from specblock.training.loop.memory import available_memory, check_memory, estimate_memory
 from specblock.training.loop.monitor import check_dashboards
@@ -224,9 +223,12 @@ def _check_memory(
     report: Report,
 ) -> None:
     """Before anything is computed; raises :class:`SpecBlockError` if a step will not fit."""
+    workload = training_kind(recipe.kind).workload
+    if workload is None:
+        return
     sizes = [pairs for pairs, _ in sizes_of(answers)]
-    kind, batch = training_kind(recipe.kind), recipe.train.batch_sequences
-    work = kind.workload(recipe, drafter.config, batch, max(sizes))
+    batch = recipe.train.batch_sequences
+    work = workload(recipe, drafter.config, batch, max(sizes))
     width = len(drafter.config.feature_layers) * drafter.config.hidden_size
     kept = recipe.features_file is None and not recipe.online
     # a batch's features are bf16 here and fp32 behind their norms; 64 candidates come with a row

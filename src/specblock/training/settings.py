@@ -11,19 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from specblock.config import StrictConfig
+from specblock.config import Placement, StrictConfig, described
+from specblock.drafters.specblock.objective_config import ObjectiveConfig
 from specblock.errors import ConfigError
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
+from specblock.training.loop.config import TrainConfig
+from specblock.training.recipe import DrafterRecipe, DrafterShape
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-
-
-def described(default: Any, text: str) -> Any:
-    """A field with its help."""
-    return Field(default, description=text)
 
 
 class RunSettings(StrictConfig):
@@ -75,6 +71,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in (values or {}).items()}
 
 
+class OnTarget(Placement, RunSettings):
+    """Settings of a verb that runs the target, which need not be exact."""
+
+    dtype: str = described("bfloat16", "The target's: float32, bfloat16, float16 or auto.")
+
+
 class PrepareDataSettings(RunSettings):
     """Rows of a file or data set to normalised prompts."""
 
@@ -91,14 +93,13 @@ class PrepareDataSettings(RunSettings):
     )
 
 
-class RegenerateSettings(RunSettings):
+class RegenerateSettings(OnTarget):
     """Prompts to answers of the target."""
 
     prompts: Path = described(..., "Prompt file of `specblock prepare-data`.")
     out: Path = described(
         ..., "Answers: a .jsonl file, or a folder of shards; what is there is not asked again."
     )
-    model: str = described(DEFAULT_MODEL, "Embedded name, folder or hub id of the target.")
     limit: Count | None = described(None, "Only the first conversations.")
     max_prompt_tokens: Count = described(256, "Leave longer prompts out.")
     max_new_tokens: Count = described(256, "Most tokens of one answer.")
@@ -110,9 +111,6 @@ class RegenerateSettings(RunSettings):
     batch_size: Count = described(64, "Answers that are written at the same time.")
     shard_rows: Count = described(20_000, "Rows of one shard, where --out is a folder.")
     seed: int = described(0, "The same seed gives the same answers.")
-    dtype: str = described("bfloat16", "float32, bfloat16, float16 or auto.")
-    device: str = described("cpu", "A torch device such as cpu or cuda.")
-    threads: Count | None = described(None, "CPU threads.")
     minutes: Positive | None = described(None, "Stop after so many minutes.")
     endpoint: str | None = described(
         None, "Ask this OpenAI-compatible endpoint instead: http://host:8000/v1."
@@ -143,7 +141,7 @@ class RegenerateSettings(RunSettings):
         return self
 
 
-class TrainSettings(RunSettings):
+class TrainSettings(TrainConfig, ObjectiveConfig, DrafterShape, OnTarget):
     """Answers to a drafter."""
 
     answers: Path | None = described(None, "Answers of `specblock regenerate`, file or folder.")
@@ -151,82 +149,23 @@ class TrainSettings(RunSettings):
         None, "JSONL of conversations whose answers are trained on as they are."
     )
     out: Path = described(..., "Folder of the drafter; a run that was cut off goes on there.")
-    model: str = described(DEFAULT_MODEL, "Embedded name, folder or hub id of the target.")
-    kind: Literal["specblock", "eagle3", "parallel"] = described(
-        "specblock", "Drafter: specblock, eagle3 or parallel."
-    )
-    for_engines: bool = described(
-        False,
-        "An eagle3 drafter without what other engines lack (sink, feature norms, feature layers of "
-        "one's own), to be exported: docs/engines.md.",
-    )
     start: Literal["closed-form", "scratch"] = described(
         "closed-form", "From the target's own layers (closed-form), or random (scratch)."
     )
-    init: Path | None = described(None, "Continue from the weights of this drafter.")
-    limit: Count | None = described(None, "Only the first answers.")
-    held_out: Count = described(48, "Answers kept aside for evaluation.")
-    simulated: Annotated[int, Field(ge=0)] = described(
-        8, "Greedy ones of them that decoding is simulated on, for τ."
-    )
-    warm_start_answers: Count = described(600, "Answers that the closed form is solved on.")
-    epochs: Count = described(5, "Passes over the answers.")
-    batch_sequences: Count = described(8, "Sequences per forward.")
-    accumulation: Count = described(1, "Forwards per optimiser step.")
-    lr: Positive = described(2e-4, "Peak learning rate.")
-    lr_floor: Share = described(0.05, "Share of it that is left at the end.")
-    warmup_steps: Annotated[int, Field(ge=0)] = described(20, "Steps up to the peak.")
-    clip: Positive = described(0.5, "Largest norm of the gradient.")
-    seed: int = described(0, "The same seed gives the same weights.")
-    draft_vocab_size: Count = described(12_288, "Tokens that the drafter can propose.")
-    layers: Count = described(2, "Decoder layers of the drafter.")
-    feature_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = described(
-        None, "Target layers (from 0) whose outputs are the features: 14,21,27 by default for 30."
-    )
-    block_size: Count = described(4, "Tokens a block proposes (K).")
-    blocks: Count = described(2, "Blocks trained one behind the other.")
-    positions: Count = described(32, "Positions per sequence that run whole blocks.")
-    chain_positions: Annotated[int, Field(ge=0)] = described(
-        0, "Positions per sequence of kinds without blocks; 0 is all."
-    )
-    slot_decay: Share = described(0.8, "Weight of slot k is this to the power k.")
-    cached_slots: Count = described(1, "Slots cached of a committed position.")
-    feature_norm: bool = described(True, "RMS norm on every feature layer.")
-    slot_rank: Annotated[int, Field(ge=0)] = described(192, "Rank of a slot's own projection.")
-    sink: bool = described(True, "A learned entry before position 0.")
-    target_lm_head: bool = described(True, "Frozen head: the target's rows, not stored.")
-    valid_prefix_mask: bool = described(True, "Train a slot only behind right ones.")
-    mean_over_valid: bool = described(
-        False,
-        "A slot's loss is the mean over its valid rows alone, as in the paper; otherwise a "
-        "row weighs the same in every slot.",
-    )
-    layer_shift: bool = described(True, "Between layers, slot k receives slot k - 1.")
-    prefix_broadcast: bool = described(True, "Every slot reads the features, not slot 0 alone.")
-    rank_budget: float = described(10.0, "Frequency weight of the rank loss; 0 or less is off.")
-    ttt_steps: Count = described(7, "Steps of training-time test (eagle3).")
-    mixed_precision: bool = described(True, "bf16 products over fp32 weights.")
-    sharded: bool = described(
-        False, "Under torchrun, divide the trained weights among the processes (FSDP2)."
-    )
-    keep_checkpoints: Count = described(3, "Checkpoints kept.")
-    save_every_seconds: Annotated[float, Field(ge=0)] = described(
-        300.0, "Seconds between checkpoints."
-    )
-    eval_every_seconds: Positive = described(600.0, "Seconds between evaluations.")
-    features_file: Path | None = described(None, "Store features here and read them again.")
-    online: bool = described(False, "Compute features anew for every batch: needs no room.")
-    tensorboard: bool = described(False, "Log to TensorBoard as well.")
-    wandb: bool = described(False, "Log to Weights & Biases as well.")
     minutes: Positive | None = described(None, "Stop after so many minutes.")
-    dtype: str = described("bfloat16", "The target's: float32, bfloat16, float16 or auto.")
-    device: str = described("cpu", "A torch device such as cpu or cuda.")
-    threads: Count | None = described(None, "CPU threads.")
 
-    @field_validator("feature_layers", mode="before")
-    @classmethod
-    def _numbers_of_text(cls, value: Any) -> Any:
-        return tuple(value.split(",")) if isinstance(value, str) else value
+    def recipe(self) -> DrafterRecipe:
+        """The same as the pipeline takes it."""
+
+        def part(kind: type[StrictConfig]) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in kind.model_fields}
+
+        return DrafterRecipe(
+            **part(DrafterShape),
+            from_scratch=self.start == "scratch",
+            objective=ObjectiveConfig(**part(ObjectiveConfig)),
+            train=TrainConfig(**part(TrainConfig)),
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -11,11 +11,11 @@ from specblock.drafters.eagle3.start import look_at_oneself, middle_of_last_laye
 from specblock.drafters.parallel.config import ParallelConfig
 from specblock.drafters.parallel.network import ParallelModel
 from specblock.drafters.parallel.objective import ParallelObjective
-from specblock.drafters.starting.warm_start import warm_start
 from specblock.target.architecture.structure import decoder_layers
 from specblock.target.architecture.tap import FeatureTap
 from specblock.training.data.answers import Answer
 from specblock.training.features.reader import FeatureReader, collate
+from specblock.training.kinds import warm_start
 
 SHAPE = {
     "hidden_size": SIZES["hidden_size"],

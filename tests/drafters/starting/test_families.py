@@ -21,7 +21,7 @@ USUAL = {"llama", "granite", "phi3", "gemma3", "olmo2", "gpt2", "gpt_neox", "ctr
 
 def recipe(kind: str) -> DrafterRecipe:
     loop = TrainConfig(epochs=1, batch_sequences=4, warmup_steps=1, mixed_precision=False)
-    return DrafterRecipe(kind, draft_vocab_size=60, slot_rank=4, held_out=2, train=loop)
+    return DrafterRecipe(kind=kind, draft_vocab_size=60, slot_rank=4, held_out=2, train=loop)
 
 
 def trained(case: str, kind: str, folder):

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from specblock.drafters.specblock.network import SpecBlockModel, vocabulary_map
+from specblock.drafters.specblock.start import start_layers
 from specblock.drafters.starting.lending import layers_can_be_lent
-from specblock.drafters.starting.warm_start import start_layers
 from specblock.target.architecture.tap import FeatureTap
 from specblock.training.kinds import drafter_config, new_drafter
 from specblock.training.recipe import DrafterRecipe

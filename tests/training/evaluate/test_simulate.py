@@ -7,14 +7,13 @@ from tests.tiny import VOCABULARY, OracleDrafter, make_target, seeded
 
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.registry import make_drafter
-from specblock.drafters.starting.warm_start import warm_start
 from specblock.engine.rounds import decode
 from specblock.engine.statistics import GenerationStats
 from specblock.target.model import Target
 from specblock.training.data.answers import Answer, count_tokens, draft_vocabulary
 from specblock.training.evaluate.simulate import greedy_answers, simulate, walk
 from specblock.training.features.reader import FeatureReader
-from specblock.training.kinds import drafter_config, new_drafter
+from specblock.training.kinds import drafter_config, new_drafter, warm_start
 from specblock.training.recipe import DrafterRecipe
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams

@@ -11,7 +11,7 @@ from torch import Tensor
 from specblock.budget.costs import CostTable
 from specblock.drafters.objectives.sequence import Sequence
 from specblock.drafters.specblock.network import SpecBlockModel
-from specblock.drafters.starting.warm_start import fitting_input_layer
+from specblock.drafters.specblock.start import fitting_input_layer
 from specblock.steps import Steps
 
 __all__ = ["FIT_GAIN", "Beginning", "cost_of_a_round"]

@@ -13,7 +13,6 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from specblock.drafters.objectives.head_loss import PROFILE_LABEL
-from specblock.drafters.starting.warm_start import warm_start
 from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import Answer, count_tokens, draft_vocabulary
 from specblock.training.data.regenerate import RegenerateConfig
@@ -21,7 +20,7 @@ from specblock.training.data.regenerate import answers as answered
 from specblock.training.data.turns import Turn
 from specblock.training.features.corpus import Kept
 from specblock.training.features.reader import FeatureReader
-from specblock.training.kinds import drafter_config, new_drafter, training_kind
+from specblock.training.kinds import drafter_config, new_drafter, training_kind, warm_start
 from specblock.training.loop.plan import steps_from
 from specblock.training.loop.trainer import Trainer
 from specblock.training.recipe import DrafterRecipe
@@ -69,7 +68,7 @@ def measure_training(
         steps: optimiser steps under the clock, behind two that are not.
         new_tokens: most tokens of the one batch of answers that is drawn.
     """
-    config = regenerate or RegenerateConfig(max_new_tokens=new_tokens)
+    config = regenerate or RegenerateConfig(max_new_tokens=new_tokens, max_prompt_tokens=None)
     report("drawing answers")
     drawn = _time_answers(target, answers, ends, config)
     report("reading features")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def recipe_of(kind: str, scale: Scale) -> DrafterRecipe:
     )  # fmt: skip
     if not scale.steps:
         return DrafterRecipe(kind=kind, limit=_ANSWERS, train=config)
-    few = replace(config, epochs=scale.steps, batch_sequences=4, log_every=1)
+    few = config.replace(epochs=scale.steps, batch_sequences=4, log_every=1)
     return DrafterRecipe(
         kind=kind, draft_vocab_size=64, slot_rank=8, held_out=2, simulated=1, ttt_steps=2,
         train=few,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from specblock.drafters.registry import find_kind
 from specblock.errors import ConfigError
 
 __all__ = ["COMPILED", "LOOKUP", "METHODS", "NODES", "PAIRS", "PLAIN", "MethodSpec", "resolve"]
@@ -82,16 +83,20 @@ PAIRS = (
 
 
 def resolve(names: Sequence[str]) -> dict[str, MethodSpec]:
-    """The methods by name, in the order given.
+    """The methods by name, in the order given; the name of a kind of drafter is one, too.
 
     Raises:
         ConfigError: there is no such method (the nearest name is suggested), or none is named.
     """
-    for name in names:
-        if name not in METHODS:
-            near = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METHODS)}."
-            raise ConfigError(f"There is no method '{name}'; {hint}")
     if not names:
         raise ConfigError(f"Name at least one method out of {', '.join(METHODS)}.")
-    return {name: METHODS[name] for name in names}
+    return {name: METHODS.get(name) or _of_kind(name) for name in names}
+
+
+def _of_kind(name: str) -> MethodSpec:
+    """A registered kind of drafter with the measured budget."""
+    if find_kind(name) is None:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METHODS)}."
+        raise ConfigError(f"There is no method '{name}'; {hint}")
+    return MethodSpec(name, True, f"{name} with nodes from the measured costs")

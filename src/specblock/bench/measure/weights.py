@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from specblock.drafters.registry import KINDS, read_config
-from specblock.engine.named_drafter import DEFAULT_MODEL
+from specblock.config import DEFAULT_MODEL
+from specblock.drafters.registry import KINDS, find_kind, read_config
 from specblock.errors import CheckpointError, ConfigError
 
 __all__ = ["find_weights", "shipped_weights"]
@@ -31,7 +31,7 @@ def find_weights(model: str, given: Sequence[str]) -> dict[str, Path]:
         kind, named, folder = entry.partition("=")
         if not named:
             kind, folder = "", entry
-        if kind and kind not in KINDS:
+        if kind and find_kind(kind) is None:
             raise ConfigError(f"There is no kind of drafter '{kind}'; known: {', '.join(KINDS)}.")
         actual = read_config(Path(folder)).drafter_type
         if kind and actual != kind:

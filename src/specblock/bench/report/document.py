@@ -44,7 +44,7 @@ _PART = re.compile(
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A report of ``specblock bench``, ``bench-adapt`` or ``evaluate``.
+    """A report of ``specblock bench``, ``bench adapt`` or ``evaluate``.
 
     Figures are computed anew from rows, so reports of older versions get what theirs allow.
 
@@ -69,7 +69,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
         raise SpecBlockError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, KeyError, TypeError):
         raise SpecBlockError(
-            f"{path} is no report of `specblock bench`, `bench-adapt` or `evaluate` with --json."
+            f"{path} is no report of `specblock bench`, `bench adapt` or `evaluate` with --json."
         ) from None
     summary = Summary(rows, costs, seed)
     methods = summary.methods(names)

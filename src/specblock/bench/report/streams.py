@@ -1,4 +1,4 @@
-"""Reports of ``specblock bench-adapt`` as Markdown, their figures computed anew from their rows."""
+"""Reports of ``specblock bench adapt`` as Markdown, their figures computed anew from their rows."""
 
 from __future__ import annotations
 

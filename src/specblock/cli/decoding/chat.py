@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specblock.cli import options
 from specblock.cli.decoding.meanwhile import Meanwhile
-from specblock.cli.support import open_speculator, verb
+from specblock.cli.flags import Flags
+from specblock.cli.support import verb
 from specblock.config import GenerationConfig
 from specblock.errors import SpecBlockError
 
@@ -27,39 +28,14 @@ Ctrl-C stops the answer that is being written."""
 
 @verb
 def chat(
-    model: options.Model = options.DEFAULT_MODEL,
-    drafter: options.Drafter = "auto",
+    *,
     system: options.System = None,
-    max_new_tokens: options.MaxNewTokens = 512,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    frequency_penalty: options.FrequencyPenalty = 0.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    seed: options.Seed = 0,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    exact: options.Exact = None,
+    config: Annotated[GenerationConfig, Flags(max_new_tokens=512)],
+    place: options.Speculating,
     adapt: options.Adapt = None,
 ) -> None:
     """Talk with the model; /help lists the commands."""
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-    )
-    speculator = open_speculator(
-        model, drafter, dtype, device, threads, exact=exact, adapt=adapt, where="idle"
-    )
+    speculator = place.open(adapt=adapt, where="idle")
     try:
         Conversation(speculator, config, system).run()
     finally:

@@ -10,7 +10,8 @@ import typer
 
 from specblock.cli import options
 from specblock.cli.decoding.side_by_side import Display, LiveDisplay, PlainDisplay
-from specblock.cli.support import open_speculator, verb
+from specblock.cli.flags import Flags
+from specblock.cli.support import verb
 from specblock.cli.tables import console, figure, methods_table
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError
@@ -23,35 +24,22 @@ if TYPE_CHECKING:
 
 @verb
 def demo(
-    model: options.Model = options.DEFAULT_MODEL,
-    drafter: options.Drafter = "auto",
+    *,
     prompts: Annotated[
         Path | None, typer.Option(help="JSONL file of prompts.", show_default="our own")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Take the first N prompts.")] = 5,
-    max_new_tokens: options.MaxNewTokens = 96,
-    temperature: options.Temperature = 0.0,
-    seed: options.Seed = 0,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    exact: options.Exact = None,
+    config: Annotated[GenerationConfig, Flags(max_new_tokens=96)],
+    place: options.Speculating,
 ) -> None:
     """Decode a few prompts plainly and with SpecBlock, side by side."""
     from specblock.bench import load_prompts, run
     from specblock.bench.suites.prompts import check_templates
     from specblock.data import DEMO_PROMPTS
 
-    config = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     chosen = load_prompts(prompts or DEMO_PROMPTS, limit)
     out = console()
-    speculator = open_speculator(
-        model,
-        drafter,
-        dtype,
-        device,
-        threads,
-        exact=exact,
+    speculator = place.open(
         on_step=lambda step: out.print(f"{step} ...", style="dim", highlight=False),
     )
     if speculator.drafter is None:
@@ -67,7 +55,7 @@ def demo(
             chosen,
             methods=methods,
             config=config,
-            seed=seed,
+            seed=config.seed,
             announce=display.question_starts,
         )
     say_result(out, report)

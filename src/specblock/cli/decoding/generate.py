@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specblock.cli import options
-from specblock.cli.support import finite, messages_of, open_speculator, read_prompt, verb
+from specblock.cli.support import finite, messages_of, read_prompt, verb
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError
 
@@ -23,52 +23,27 @@ Prompt = list[int] | list[dict[str, str]]
 
 @verb
 def generate(
+    *,
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; standard input without it or with '-'.")
     ] = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    drafter: options.Drafter = "auto",
     system: options.System = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")
     ] = False,
-    max_new_tokens: options.MaxNewTokens = 256,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    frequency_penalty: options.FrequencyPenalty = 0.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    seed: options.Seed = 0,
-    stop: options.Stop = None,
+    config: GenerationConfig,
     stream: Annotated[bool, typer.Option(help="Print the answer as it comes.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with text and figures.")
     ] = False,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    exact: options.Exact = None,
+    place: options.Speculating,
     adapt: options.Adapt = None,
 ) -> None:
     """Answer one prompt."""
     if raw and system is not None:
         raise ConfigError("--system needs the chat template: leave out --raw or --system.")
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-        stop_strings=tuple(stop or ()),
-    )
     text = read_prompt(prompt)
-    speculator = open_speculator(model, drafter, dtype, device, threads, exact=exact, adapt=adapt)
+    speculator = place.open(adapt=adapt)
     request = speculator.tokenizer(text)["input_ids"] if raw else messages_of(text, system)
     _answer(speculator, request, config, stream, as_json)
     if adapt is not None:

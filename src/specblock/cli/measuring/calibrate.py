@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from specblock.cli import options
-from specblock.cli.support import open_speculator, verb
+from specblock.cli.support import verb
 from specblock.cli.tables import console
 from specblock.errors import ConfigError
 
@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 
 @verb
 def calibrate(
-    model: options.Model = options.DEFAULT_MODEL,
-    drafter: options.Drafter = "auto",
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    exact: options.Exact = None,
+    *,
+    place: options.Speculating,
     survival: Annotated[
         Path | None,
         typer.Option(
@@ -46,12 +42,10 @@ def calibrate(
     """
     import torch
 
-    for count in [threads] if threads else sorted({1, torch.get_num_threads()}):
-        speculator = open_speculator(
-            model, drafter, dtype, device, count, exact=exact, calibrate="force"
-        )
+    for count in [place.threads] if place.threads else sorted({1, torch.get_num_threads()}):
+        speculator = place.replace(threads=count).open(calibrate="force")
     if survival is not None:
-        _learn(speculator, Path(drafter), survival, limit)
+        _learn(speculator, Path(place.drafter), survival, limit)
     costs = speculator.costs.to_dict()
     if as_json:
         typer.echo(json.dumps(costs))

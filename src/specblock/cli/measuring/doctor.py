@@ -29,6 +29,7 @@ _STYLES = {"ok": "green", "skipped": "dim", "warning": "yellow", "wrong": "bold 
 
 @verb
 def doctor(
+    *,
     drafter: Annotated[
         Path | None,
         typer.Option(
@@ -42,19 +43,14 @@ def doctor(
         typer.Option(help="JSONL of prompts.", show_default="our own"),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts to answer.")] = 4,
-    max_new_tokens: options.MaxNewTokens = 48,
-    model: options.Model = options.DEFAULT_MODEL,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 48,
+    place: options.Target,
     json_out: options.JsonOut = None,
 ) -> None:
     """Examine a drafter, its target and this machine; say what is wrong and what to do.
 
     Ends with 1 if anything is wrong, with 0 if there are warnings alone.
     """
-    import torch
-
     from specblock.bench.environment import describe_environment
     from specblock.doctor.examine import examine
     from specblock.doctor.finding import WRONG
@@ -62,8 +58,8 @@ def doctor(
     from specblock.engine.named_drafter import shipped_drafter
     from specblock.target.loading.zoo import check_placement, load_model, locate_model
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    place.use_threads()
+    model, dtype, device = place.model, place.dtype, place.device
     folder = _existing(drafter or shipped_drafter(model), model, prompts, json_out)
     check_placement(dtype, device)
     locate_model(model)

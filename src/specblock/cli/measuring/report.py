@@ -17,7 +17,7 @@ def report(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Reports of `bench`, `bench-adapt` or `evaluate` with --json.", show_default=False
+            help="Reports of `bench`, `bench adapt` or `evaluate` with --json.", show_default=False
         ),
     ] = None,
     markdown_out: Annotated[
@@ -29,7 +29,7 @@ def report(
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Draw the report of `bench-adapt`, or the learning curves of `evaluate`."
+            help="Draw the report of `bench adapt`, or the learning curves of `evaluate`."
         ),
     ] = None,
     documents: Annotated[
@@ -82,7 +82,7 @@ def _draw(reports: dict[str, dict[str, Any]], plot: Path | None, html_out: Path 
         elif len(streams) == 1 and not judged:
             draw(streams[0], plot)
         else:
-            raise ConfigError("--plot takes one report of `bench-adapt`, or some of `evaluate`.")
+            raise ConfigError("--plot takes one report of `bench adapt`, or some of `evaluate`.")
     if html_out is not None:
         from specblock.bench.report.page import page
         from specblock.storage import write_atomically

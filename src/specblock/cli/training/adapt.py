@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from specblock.cli import options
-from specblock.cli.support import open_speculator, verb
+from specblock.cli.support import verb
 from specblock.cli.tables import console, figure
 from specblock.errors import ConfigError
 
@@ -70,21 +70,18 @@ def _show(found: dict[str, Any]) -> None:
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="Folder of the drafter to write.")],
-    model: options.Model = options.DEFAULT_MODEL,
-    drafter: Annotated[
-        str, typer.Option(help="The drafter that the adaptation began with.")
-    ] = "auto",
-    dtype: options.Dtype = "float32",
+    place: options.Speculating,
 ) -> None:
-    """Write the adapted drafter as an ordinary one, for --drafter."""
+    """Write the adapted drafter as an ordinary one, for --drafter.
+
+    ``--drafter`` is the one that the adaptation began with.
+    """
     from specblock.adaptation.adapter import Adaptation
     from specblock.adaptation.state import export as write
     from specblock.adaptation.state import read_status
 
     read_status(folder)  # says it in a sentence if there is nothing to export
-    speculator = open_speculator(
-        model, drafter, dtype, "cpu", None, calibrate="never", adapt=folder
-    )
+    speculator = place.open(calibrate="never", adapt=folder)
     if not isinstance(speculator.adaptation, Adaptation):
         raise ConfigError(
             "Answers that were remembered are no drafter: there is nothing to export."

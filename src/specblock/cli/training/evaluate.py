@@ -44,6 +44,7 @@ PLAYED = {
 
 @verb
 def evaluate(
+    *,
     answers: Annotated[Path, typer.Option(help="Answers of `specblock regenerate`.")],
     drafter: DrafterFolders = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Answers to read.")] = None,
@@ -57,10 +58,7 @@ def evaluate(
     states: Annotated[
         int, typer.Option(min=0, help="Also so many states of its training: a learning curve.")
     ] = 0,
-    model: options.Model = options.DEFAULT_MODEL,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
+    place: options.Target,
     report: options.JsonOut = None,
 ) -> None:
     """Accuracy by slot, and what decoding would accept, on the target's own answers.
@@ -68,22 +66,17 @@ def evaluate(
     Decoding is played back on the answers that were given at temperature 0: draw them with
     `specblock regenerate --temperatures 0:1 --dtype float32`.
     """
-    import torch
-
     from specblock.bench.environment import describe_environment
     from specblock.engine.named_drafter import shipped_drafter
-    from specblock.target.loading.zoo import load_model
     from specblock.training.data.answers import check_answers, read_answers
     from specblock.training.evaluate.finished import Setting, evaluate_drafter
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     setting = Setting(max_new_tokens, nodes, leaves, rank_branching, read_costs(costs), states)
-    folders = drafter or [shipped_drafter(model)]
+    folders = drafter or [shipped_drafter(place.model)]
     if folders == [None]:
-        raise ConfigError(f"No drafter ships for {model}: name one with --drafter.")
+        raise ConfigError(f"No drafter ships for {place.model}: name one with --drafter.")
     rows = read_answers(answers, limit=limit)
-    network, tokenizer = load_model(model, dtype=dtype, device=device)
+    network, tokenizer = place.load()
     check_answers(rows, network, answers)
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:

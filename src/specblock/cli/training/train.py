@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from specblock.cli.tables import console
 from specblock.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from specblock.training.recipe import DrafterRecipe
+    pass
 
 FROM_CONVERSATIONS = "conversations.answers.jsonl"
 
@@ -23,14 +22,15 @@ FROM_CONVERSATIONS = "conversations.answers.jsonl"
 @configured(TrainSettings)
 def train(settings: TrainSettings) -> None:
     """Train a drafter for the target on its own answers. A run that was cut off goes on."""
-    recipe = recipe_of(settings)
     import torch
 
     from specblock.engine.machine.governor import begin_with
     from specblock.target.loading.zoo import load_model
     from specblock.training.distributed.workers import Workers
+    from specblock.training.kinds import training_kind
     from specblock.training.pipeline import train_drafter
 
+    training_kind(settings.kind)  # before anything heavy
     begin_with(settings.threads, settings.device)
     # under torchrun every process comes here, and one speaks and writes for all
     workers = Workers(cpu=torch.device(settings.device).type == "cpu")
@@ -49,31 +49,13 @@ def train(settings: TrainSettings) -> None:
             tokenizer,
             answers,
             settings.out,
-            recipe,
+            settings.recipe(),
             name=settings.model,
             max_seconds=None if settings.minutes is None else 60 * settings.minutes,
             report=typer.echo,
         )
     if workers.is_main:
         typer.echo(f"Wrote {settings.out}: use it with --drafter {settings.out}")
-
-
-def recipe_of(settings: TrainSettings) -> DrafterRecipe:
-    """The settings as the pipeline takes them, by their names: the one place where they meet."""
-    from specblock.drafters.specblock.objective import ObjectiveConfig
-    from specblock.training.loop.trainer import TrainConfig
-    from specblock.training.recipe import DrafterRecipe
-
-    def named(kind: type) -> dict[str, Any]:
-        names = (field.name for field in fields(kind))
-        return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
-
-    return DrafterRecipe(
-        **named(DrafterRecipe),
-        from_scratch=settings.start == "scratch",
-        objective=ObjectiveConfig(**named(ObjectiveConfig)),
-        train=TrainConfig(**named(TrainConfig)),
-    )
 
 
 def write_answers(conversations: Path, out: Path, tokenizer) -> None:

@@ -25,10 +25,19 @@ from torch import Tensor, nn
 
 from specblock.drafters.eagle3.network import Eagle3Model
 from specblock.drafters.objectives.sequence import Sequence
+from specblock.drafters.starting.layers import Report, start_from, tell
 from specblock.drafters.starting.ridge import Ridge, strongest_directions, unit
 from specblock.target.architecture.structure import decoder_layers
 
 _OWN_POSITION = 4.0  # by how much a head's own position outscores the one before
+
+
+def start(
+    drafter: Eagle3Model, target: nn.Module, sequences: list[Sequence], report: Report = tell
+) -> None:
+    """All of the module's text, from some thousand answer tokens."""
+    copied = start_from(target, drafter, [drafter.midlayer], report, behind_attention=True)
+    fit_eagle3(drafter, target, sequences, copied=copied)
 
 
 def middle_of_last_layer(target: nn.Module, features: Tensor, layer: int) -> Tensor:

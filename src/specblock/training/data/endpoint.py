@@ -38,7 +38,7 @@ class EndpointConfig:
     retries: int = 5
     timeout: float = 600.0  # seconds for one answer
     max_new_tokens: int = 256
-    max_prompt_tokens: int | None = None
+    max_prompt_tokens: int | None = 256
     temperatures: tuple[tuple[float, float], ...] = turns.TEMPERATURES
     top_p: float = 0.95
     shard_rows: int = 20_000

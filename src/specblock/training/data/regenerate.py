@@ -41,7 +41,7 @@ class RegenerateConfig:
     """How answers are drawn. Temperatures are (value, share) pairs; shares sum to 1."""
 
     max_new_tokens: int = 256
-    max_prompt_tokens: int | None = None  # a conversation ends before a turn longer than this
+    max_prompt_tokens: int | None = 256  # a conversation ends before a longer turn
     batch_size: int = 64
     temperatures: tuple[tuple[float, float], ...] = turns.TEMPERATURES
     top_p: float = 0.95

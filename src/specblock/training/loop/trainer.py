@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from specblock.training.distributed.workers import Workers
 from specblock.training.evaluate.evaluator import Evaluation, Evaluator, TrainingLoss, make_batch
 from specblock.training.features.corpus import Corpus
 from specblock.training.loop.checkpoints import random_states, restore_random_states, save_state
+from specblock.training.loop.config import TrainConfig
 from specblock.training.loop.interrupt import Interrupt
 from specblock.training.loop.monitor import Monitor, columns
 from specblock.training.loop.plan import micro_batches, steps_from
@@ -35,46 +35,6 @@ from specblock.training.loop.state import check_identity, newest_state, version
 
 Report = Callable[[str], None]
 OnSave = Callable[[nn.Module, int, int], None]  # network, steps, answer tokens
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    A step takes ``batch_sequences`` times ``accumulation`` sequences in every process. ``lr`` peaks
-    after ``warmup_steps`` and falls to ``lr_floor`` of itself along a cosine over the whole run.
-    """
-
-    epochs: int = 3
-    batch_sequences: int = 8
-    accumulation: int = 1
-    lr: float = 2e-4
-    lr_floor: float = 0.05
-    warmup_steps: int = 20
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 0.5  # of the gradient's norm over all parameters and processes
-    seed: int = 0
-    mixed_precision: bool = True  # bf16 products over fp32 weights
-    sharded: bool = False  # several processes divide the trained weights among them (FSDP2)
-    log_every: int = 20  # steps
-    eval_every_seconds: float = 600.0
-    save_every_seconds: float = 300.0
-    keep_checkpoints: int = 3
-    tensorboard: bool = False
-    wandb: bool = False
-
-    def decisive(self) -> dict[str, Any]:
-        """The settings that the trained weights depend on."""
-        without_effect = (
-            "sharded",
-            "log_every",
-            "eval_every_seconds",
-            "save_every_seconds",
-            "keep_checkpoints",
-            "tensorboard",
-            "wandb",
-        )
-        return {key: value for key, value in asdict(self).items() if key not in without_effect}
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:

@@ -1,4 +1,4 @@
-"""``specblock bench-training``: how fast this machine regenerates answers and trains."""
+"""``specblock bench training``: how fast this machine regenerates answers and trains."""
 
 from __future__ import annotations
 
@@ -10,37 +10,31 @@ from typing import Annotated
 import typer
 
 from specblock.cli import options
+from specblock.cli.flags import Flags
 from specblock.cli.support import verb
 from specblock.errors import SpecBlockError
 from specblock.storage import write_atomically
 
 
 @verb
-def bench_training(
+def training(
+    *,
     answers: Annotated[Path, typer.Option(help="Answers of `specblock regenerate`.")],
-    model: options.Model = options.DEFAULT_MODEL,
     kind: Annotated[str, typer.Option(help="specblock, eagle3 or parallel.")] = "specblock",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps under the clock.")] = 12,
     limit: Annotated[int, typer.Option(min=1, help="Answers to read.")] = 256,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens per drawn answer.")] = 64,
-    dtype: options.Dtype = "bfloat16",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
+    place: Annotated[options.Target, Flags(dtype="bfloat16")],
     report: options.JsonOut = None,
 ) -> None:
     """Measure tokens per second of every part of training, and memory; keeps nothing."""
-    import torch
-
     from specblock.bench.costs.training import measure_training
     from specblock.bench.environment import describe_environment
     from specblock.target.chat.ends import end_tokens
-    from specblock.target.loading.zoo import load_model
     from specblock.training.data.answers import check_answers, read_answers
     from specblock.training.recipe import DrafterRecipe
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    network, tokenizer = load_model(model, dtype=dtype, device=device)
+    network, tokenizer = place.load()
     rows = read_answers(answers, limit=limit)
     check_answers(rows, network, answers)
     recipe = DrafterRecipe(kind=kind)

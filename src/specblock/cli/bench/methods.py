@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specblock.cli import options
+from specblock.cli.flags import Flags
 from specblock.cli.progress import duration
 from specblock.cli.support import say_step, verb
 from specblock.cli.tables import console, figure, methods_table
@@ -70,25 +71,23 @@ Costs = Annotated[
 ]
 
 
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
 @verb
 def bench(
+    context: typer.Context,
+    *,
     prompts: Prompts = None,
     limit: Limit = None,
     per_task: PerTask = None,
     methods: Methods = "plain,specblock",
-    max_new_tokens: options.MaxNewTokens = 128,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    seed: options.Seed = 0,
+    config: Annotated[GenerationConfig, Flags(max_new_tokens=128)],
     json_out: options.JsonOut = None,
     resume: Resume = False,
-    model: options.Model = options.DEFAULT_MODEL,
     drafter: Drafters = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    exact: options.Exact = None,
+    place: options.ExactTarget,
     budget: Budget = "measured",
     concurrency: Concurrency = None,
     costs: Costs = None,
@@ -98,28 +97,25 @@ def bench(
     With --concurrency: many clients at once, by the engine and by transformers.
     With --costs: the same rounds in the seconds of other machines.
     """
+    if context.invoked_subcommand is not None:
+        return
     from specblock.bench import load_suite
     from specblock.bench.suites.prompts import check_templates
 
     if resume and json_out is None:
         raise ConfigError("--resume goes on with an earlier report: name it with --json.")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    config = GenerationConfig(max_new_tokens=max_new_tokens, seed=seed, **sampling)
-    chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
+    chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=config.seed)
     if concurrency is not None or costs:
         _another_kind(
-            concurrency, costs, methods, chosen, prompts or "own", config, json_out, resume, exact,
-            model=model, drafter=drafter, dtype=dtype, device=device, threads=threads,
+            concurrency, costs, methods, chosen, prompts or "own", config, json_out, resume,
+            place=place, drafter=drafter,
         )  # fmt: skip
         return
-    earlier, placement = json_out if resume else None, (dtype, device, threads)
-    field = open_field(model, methods, drafter or [], placement, exact, budget, earlier)
+    earlier = json_out if resume else None
+    field = open_field(place, methods, drafter or [], budget, earlier)
     check_templates(field.judge.tokenizer, chosen)
     about = {"suite": prompts or "own", "budget": budget}
-    report = _measure(field, chosen, config, json_out, resume, about)
-    _say_result(report)
-    if not report["rows"]:
-        raise SpecBlockError("No prompt could be answered: see above what is wrong with each.")
+    _say_result(_measure(field, chosen, config, json_out, resume, about))
 
 
 def _another_kind(
@@ -131,20 +127,23 @@ def _another_kind(
     config: GenerationConfig,
     out: Path | None,
     resume: bool,
-    exact: bool | None,
-    **placement: Any,
+    *,
+    place: options.ExactTarget,
+    drafter: list[str] | None,
 ) -> None:
     """Many clients at once, or a playback."""
     if concurrency is not None:
-        from specblock.cli.measuring.load import bench_load
+        from specblock.cli.bench.load import bench_load
 
-        bench_load(concurrency, methods, chosen, suite, config, out, exact=exact, **placement)
+        bench_load(concurrency, methods, chosen, suite, config, out, place=place, drafter=drafter)
         return
-    from specblock.cli.measuring.playback import bench_playback
+    from specblock.cli.bench.playback import bench_playback
 
     if not config.sampling().greedy:
         raise ConfigError("With --costs answers are greedy: leave --temperature at 0.")
-    bench_playback(costs or [], methods, chosen, suite, config, out, resume, **placement)
+    bench_playback(
+        costs or [], methods, chosen, suite, config, out, resume, place=place, drafter=drafter
+    )
 
 
 def _measure(
@@ -173,30 +172,22 @@ def _measure(
 
 
 def open_field(
-    model: str,
+    place: options.ExactTarget,
     methods: str,
     drafters: list[str],
-    placement: tuple[str, str, int | None],
-    exact: bool | None,
     budget: str,
     earlier: Path | None,
 ) -> Field:
     """Load the target and the drafters; what cannot be is said before anything heavy starts."""
-    import torch
-
     from specblock.bench.measure.field import Measured, assemble_field
     from specblock.bench.measure.journal import kept_by
     from specblock.bench.measure.methods import resolve
     from specblock.bench.measure.weights import find_weights
-    from specblock.target.loading.zoo import load_model
 
     names = list(resolve([name.strip() for name in methods.split(",") if name.strip()]))
-    folders = find_weights(model, drafters)
-    dtype, device, threads = placement
-    if threads is not None:
-        torch.set_num_threads(threads)
+    folders = find_weights(place.model, drafters)
     say_step("loading the model")
-    network, tokenizer = load_model(model, dtype=dtype, device=device)
+    network, tokenizer = place.load()
     kept = {} if earlier is None else kept_by(earlier)
     measured = Measured.from_dict(kept["measured"]) if "measured" in kept else None
     return assemble_field(
@@ -205,7 +196,7 @@ def open_field(
         names,
         folders,
         budget=budget,
-        exact=exact,
+        exact=place.exact,
         measured=measured,
         on_step=say_step,
     )
@@ -246,3 +237,5 @@ def _say_result(report: dict[str, Any]) -> None:
         )
     for item in report["skipped"]:
         out.print(f"{item['id']}: skipped: {item['reason']}", highlight=False, markup=False)
+    if not report["rows"]:
+        raise SpecBlockError("No prompt could be answered: see above what is wrong with each.")

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from specblock.bench.suites.prompts import BenchPrompt
+from specblock.cli.options import ExactTarget
 from specblock.cli.support import say_step
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError
@@ -21,7 +22,9 @@ def bench_load(
     suite: str,
     config: GenerationConfig,
     out: Path | None,
-    **placement: Any,
+    *,
+    place: ExactTarget,
+    drafter: list[str] | None,
 ) -> None:
     """Measure, and print the table."""
     from specblock.bench.load.report import load_markdown
@@ -32,7 +35,7 @@ def bench_load(
         clients = [int(part) for part in concurrency.split(",")]
     except ValueError:
         raise ConfigError("Give --concurrency as numbers of clients: 1,2,4.") from None
-    speculator = _load(**placement)
+    speculator = _load(place, drafter)
     asked = [[*prompt.lead, {"role": "user", "content": prompt.turns[0]}] for prompt in chosen]
     prompts = [chat_tokens(speculator.tokenizer, messages) for messages in asked]
     report = measure(
@@ -51,23 +54,17 @@ def bench_load(
     typer.echo(load_markdown(report), nl=False)
 
 
-def _load(
-    model: str, drafter: list[str] | None, dtype: str, device: str, threads: int | None,
-    exact: bool | None,
-) -> Any:  # fmt: skip
-    import torch
-
-    import specblock
-
-    if threads is not None:
-        torch.set_num_threads(threads)
+def _load(place: ExactTarget, drafter: list[str] | None) -> Any:
     if len(drafter or []) > 1:
         raise ConfigError("With --concurrency one --drafter is measured: name one folder.")
+    import specblock
+
+    place.use_threads()
     return specblock.load(
-        model,
+        place.model,
         drafter=drafter[0] if drafter else "auto",
-        dtype=dtype,
-        device=device,
-        exact=exact,
+        dtype=place.dtype,
+        device=place.device,
+        exact=place.exact,
         on_step=say_step,
     )

@@ -1,4 +1,4 @@
-"""``specblock profile``: where the time of a method's round goes."""
+"""``specblock bench profile``: where the time of a method's round goes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,24 @@ if TYPE_CHECKING:
 
 @verb
 def profile(
+    *,
     methods: Annotated[str, typer.Option(help="Methods of `bench`, comma-separated.")] = (
         "plain,eagle3,specblock-paper,specblock"
     ),
     prompt: Annotated[str, typer.Option(help="What to answer.")] = (
         "Explain why the sky is blue, and why sunsets are red."
     ),
-    max_new_tokens: options.MaxNewTokens = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one answer.")] = 64,
     top: Annotated[int, typer.Option(min=1, help="Operators to show.")] = 12,
-    model: options.Model = options.DEFAULT_MODEL,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    exact: options.Exact = None,
+    place: options.ExactTarget,
     json_out: options.JsonOut = None,
 ) -> None:
     """Profile one answer of each method, operator by operator."""
     from specblock.bench.environment import describe_environment
     from specblock.bench.measure.profile import profile_rounds
-    from specblock.cli.measuring.bench import open_field
+    from specblock.cli.bench.methods import open_field
 
-    field = open_field(model, methods, [], (dtype, device, threads), exact, "measured", None)
+    field = open_field(place, methods, [], "measured", None)
     config = GenerationConfig(max_new_tokens=max_new_tokens, ignore_eos=True)
     ids = field.judge.encode(prompt)
     found = {}

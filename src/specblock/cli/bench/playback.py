@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from specblock.bench.suites.prompts import BenchPrompt
+from specblock.cli.options import ExactTarget
 from specblock.cli.support import say_step
 from specblock.config import GenerationConfig
 from specblock.errors import ConfigError, SpecBlockError
@@ -30,11 +31,8 @@ def bench_playback(
     out: Path | None,
     resume: bool,
     *,
-    model: str,
+    place: ExactTarget,
     drafter: list[str] | None,
-    dtype: str,
-    device: str,
-    threads: int | None,
 ) -> None:
     """Answer the prompts plainly, play the methods on the answers, print the tables.
 
@@ -42,8 +40,6 @@ def bench_playback(
         costs: names or files of cost sheets.
         suite: what the prompts are called in the report.
     """
-    import torch
-
     import specblock
     from specblock.bench.measure.journal import digest_of
     from specblock.bench.measure.weights import find_weights
@@ -52,21 +48,22 @@ def bench_playback(
     from specblock.bench.playback.sheet import find_sheet
 
     sheets = [find_sheet(name) for name in dict.fromkeys(costs)]
-    folders = find_weights(model, drafter or [])
+    folders = find_weights(place.model, drafter or [])
     names = [name.strip() for name in methods.split(",") if name.strip()]
     specs = check_methods(names, sheets, folders)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    place.use_threads()
     settings = {
         "max_new_tokens": config.max_new_tokens,
         "seed": config.seed,
         "suite": suite,
         "prompts": digest_of(chosen),
-        "target": Path(model).name,
-        "dtype": dtype,
+        "target": Path(place.model).name,
+        "dtype": place.dtype,
     }
     earlier = _earlier(out, settings, sheets) if resume else ([], [])
-    speculator = specblock.load(model, drafter=None, dtype=dtype, device=device, on_step=say_step)
+    speculator = specblock.load(
+        place.model, drafter=None, dtype=place.dtype, device=place.device, on_step=say_step
+    )
     report = _played(speculator, chosen, specs, sheets, folders, settings, earlier, out)
     typer.echo(playback_markdown(read_playback(report)), nl=False)
 

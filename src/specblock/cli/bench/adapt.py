@@ -1,4 +1,4 @@
-"""``specblock bench-adapt``: policies of adaptation on a stream of prompts."""
+"""``specblock bench adapt``: policies of adaptation on a stream of prompts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specblock.cli import options
-from specblock.cli.support import open_speculator, verb
+from specblock.cli.flags import Flags
+from specblock.cli.support import verb
 from specblock.cli.tables import console, figure
+from specblock.config import GenerationConfig
 from specblock.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,26 +48,21 @@ _Poison = Annotated[
 
 
 @verb
-def bench_adapt(
+def adapt(
+    *,
     stream: _Stream = None,
     answers: _Answers = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N.")] = None,
     policies: _Policies = "never,always-full,always-heads,bandit",
     load: _Load = None,
-    max_new_tokens: options.MaxNewTokens = 128,
-    temperature: options.Temperature = 0.0,
-    seed: options.Seed = 0,
+    config: Annotated[GenerationConfig, Flags(max_new_tokens=128)],
     json_out: options.JsonOut = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves to this file.")] = None,
     poison: _Poison = None,
     settings: Annotated[
         Path | None, typer.Option("--config", help="YAML or JSON file of adaptation settings.")
     ] = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    drafter: options.Drafter = "auto",
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
+    place: options.Speculating,
 ) -> None:
     """Replay a stream under policies of adaptation; one that was cut off goes on."""
     from specblock.adaptation.config import AdaptationConfig
@@ -73,16 +70,14 @@ def bench_adapt(
     from specblock.adaptation.replay.run import compare_policies
     from specblock.adaptation.replay.stream import Plan
     from specblock.bench.environment import describe_environment
-    from specblock.config import GenerationConfig
 
     asked, loads = _names(policies), _loads(load)
     names_of(asked, loads)
-    adapt = AdaptationConfig.from_file(settings) if settings else AdaptationConfig(seed=seed)
+    adapt = AdaptationConfig.from_file(settings) if settings else AdaptationConfig(seed=config.seed)
     lying = _range(poison)
-    speculator = _opened(model, drafter, dtype, device, threads)
+    speculator = _opened(place)
     requests = _known(answers, stream, limit) if answers else _requests(stream, limit, speculator)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    plan = Plan(asked, loads, seed, lying, describe_environment(speculator), json_out)
+    plan = Plan(asked, loads, config.seed, lying, describe_environment(speculator), json_out)
     report = compare_policies(
         speculator, requests, plan, adapt=adapt, config=None if answers else config,
         progress=_say_progress,
@@ -90,19 +85,15 @@ def bench_adapt(
     _say_result(report, plot)
 
 
-def _opened(model: str, drafter: str, dtype: str, device: str, threads: int | None) -> Speculator:
+def _opened(place: options.Speculating) -> Speculator:
     """With a drafter that has not begun for ``day0``: contenders get adaptations of their own."""
-    import torch
-
     from specblock.adaptation.day0 import empty_drafter
     from specblock.engine.loading import assemble
     from specblock.engine.named_drafter import DAY0
-    from specblock.target.loading.zoo import load_model
 
-    if drafter != DAY0:
-        return open_speculator(model, drafter, dtype, device, threads)
-    torch.set_num_threads(threads or torch.get_num_threads())
-    network, tokenizer = load_model(model, dtype=dtype, device=device)
+    if place.drafter != DAY0:
+        return place.open()
+    network, tokenizer = place.load()
     return assemble(network, tokenizer, empty_drafter(network, tokenizer), owned=True)
 
 

@@ -1,4 +1,4 @@
-"""``specblock bench-cost``: what a round of drafting costs at the size of a deployed model."""
+"""``specblock bench cost``: what a round of drafting costs at the size of a deployed model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import typer
 from rich import box
 from rich.table import Table
 
-from specblock.cli import options
 from specblock.cli.support import say_step, verb
 from specblock.cli.tables import console
 from specblock.errors import ConfigError
 
 
 @verb
-def bench_cost(
+def cost(
     shape: Annotated[str, typer.Option(help="llama-3.1-8b, qwen3-8b or embedded.")] = "embedded",
     device: Annotated[
         str, typer.Option(help="A torch device; meta counts parameters only.")
@@ -27,8 +26,8 @@ def bench_cost(
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of each.")] = 20,
     context: Annotated[int, typer.Option(min=1, help="Positions before the first round.")] = 256,
     accepted: Annotated[int, typer.Option(min=1, help="Pairs that a round adds.")] = 4,
-    threads: options.Threads = None,
-    seed: options.Seed = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file.")
     ] = None,

@@ -1,8 +1,4 @@
-"""A drafter that drafts before its first gradient step.
-
-What is described here is for SpecBlock, and for parallel heads as far as they share its parts (the
-heads themselves start at zero, so at first every position proposes the same);
-:mod:`specblock.drafters.eagle3.start` does what EAGLE-3 needs instead.
+"""A SpecBlock drafter that drafts before its first gradient step.
 
 The target's last L layers turn the input of the first of them into the next token. If the
 drafter's layers are copies of these, all its input layer has to do is guess that input at the
@@ -24,82 +20,40 @@ entry is the first token's own top feature.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from specblock.drafters.eagle3.network import Eagle3Model
-from specblock.drafters.eagle3.start import fit_eagle3
 from specblock.drafters.objectives.sequence import Sequence
-from specblock.drafters.parallel.network import ParallelModel
 from specblock.drafters.specblock.network import SpecBlockModel
-from specblock.drafters.starting.head import attach_target, final_norm
-from specblock.drafters.starting.lending import loan_of
+from specblock.drafters.starting.layers import Report, start_from, tell
 from specblock.drafters.starting.ridge import Ridge, unit
 from specblock.steps import Steps, drained
 
-__all__ = ["fit_input_layer", "fitting_input_layer", "start_layers", "warm_start"]
+if TYPE_CHECKING:
+    from specblock.drafters.parallel.network import ParallelModel
 
-_log = logging.getLogger("specblock")
+    Layered = SpecBlockModel | ParallelModel  # drafters with SpecBlock's input layer and layers
 
-Layered = SpecBlockModel | ParallelModel  # drafters with SpecBlock's input layer and layers
-Report = Callable[[str], None]
+__all__ = ["fit_input_layer", "fitting_input_layer", "start", "start_layers"]
 
 
-@torch.no_grad()
-def start_layers(
-    drafter: Layered | Eagle3Model, target: nn.Module, report: Report = _log.info
-) -> bool:
-    """Give a drafter layers, final norm, head rows and embeddings to start from.
+def start(
+    drafter: Layered, target: nn.Module, sequences: list[Sequence], report: Report = tell
+) -> None:
+    """All of the module's text, from some thousand answer tokens."""
+    start_layers(drafter, target, report)
+    fit_input_layer(drafter, sequences)
 
-    Returns:
-        Whether its layers are copies of the target's last ones, or for EAGLE-3 what is behind the
-        attention of its layer; otherwise they add nothing to their input. ``report`` is told which
-        of the two, and why.
-    """
-    eagle = isinstance(drafter, Eagle3Model)
-    layers = [drafter.midlayer] if eagle else list(drafter.layers)
-    obstacle = _copy_layers(layers, drafter.config, target, behind_attention=eagle)
-    if obstacle:
-        for layer in layers:
-            nn.init.zeros_(layer.self_attn.o_proj.weight)
-            nn.init.zeros_(layer.mlp.down_proj.weight)
-        report(f"the target's last layers cannot be copied ({obstacle}): the drafter's start as "
-               "the identity")  # fmt: skip
-    else:
-        report(f"the drafter starts with copies of the target's last {len(layers)} layers")
-    attach_target(drafter, target, head=True)
-    drafter.norm.weight.copy_(final_norm(target))
+
+def start_layers(drafter: Layered, target: nn.Module, report: Report = tell) -> bool:
+    """All but the input layer; returns whether the layers are copies of the target's last ones."""
+    copied = start_from(target, drafter, list(drafter.layers), report)
     if isinstance(drafter, SpecBlockModel):
         start_shift_as_identity(drafter)
-    return not obstacle
-
-
-def _copy_layers(
-    layers: list[nn.Module], config, target: nn.Module, *, behind_attention: bool
-) -> str:
-    """Copy the target's last layers, or say why not, before anything is changed."""
-    loan = loan_of(target, len(layers))
-    if not loan.layers:
-        return loan.obstacle
-    if config.feature_layers[-1] == config.target_layers - 1:
-        return "the drafter reads what they put out"
-    lent = [dict(state) for state in loan.layers]
-    if behind_attention:  # whose norm is of another input
-        lent = [{k: v for k, v in state.items() if k.startswith(("post_", "mlp."))}
-                for state in lent]  # fmt: skip
-    for layer, state in zip(layers, lent, strict=True):
-        own = layer.state_dict()
-        odd = [
-            name for name, value in state.items() if own.get(name, value[:0]).shape != value.shape
-        ]
-        if odd:
-            return f"the drafter's are of another shape in {', '.join(odd)}"
-    for layer, state in zip(layers, lent, strict=True):
-        layer.load_state_dict(state, strict=not behind_attention)
-    return ""
+    return copied
 
 
 def _rows(sequence: Sequence, drafter: Layered) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -184,21 +138,3 @@ def start_shift_as_identity(drafter: SpecBlockModel) -> None:
     for shift in drafter.shift_proj:
         shift.weight.zero_()
         shift.weight[:, :size] = torch.eye(size)
-
-
-@torch.no_grad()
-def warm_start(
-    drafter: nn.Module,
-    target: nn.Module,
-    sequences: list[Sequence],
-    report: Report = _log.info,
-) -> None:
-    """Start a drafter of any kind in closed form from ``target`` and some thousand answer tokens.
-
-    ``report`` is told whether its layers are the target's (:func:`start_layers`).
-    """
-    copied = start_layers(drafter, target, report)
-    if isinstance(drafter, Eagle3Model):
-        fit_eagle3(drafter, target, sequences, copied=copied)
-        return
-    fit_input_layer(drafter, sequences)

@@ -1,0 +1,1 @@
+"""``specblock bench`` and what else is measured under it."""
