@@ -58,6 +58,7 @@ Report = Callable[[str], None]
 # the time is over is lost.
 BATCH = 16
 ANSWER_TOKENS, PROMPT_TOKENS = 96, 256
+MOST_PROMPTS = 50_000  # that a model writes, however many minutes there are
 MEASURED = 24  # prompts at most that are set aside to be measured on
 APART = 4  # prompts at least from one that is set aside to the next
 LEAST_ANSWERS, LEAST_TOKENS = 8, 8  # to train on: answers, and tokens of each
@@ -92,8 +93,7 @@ def fit_drafter(
     wanted = Fit(target=target_digest(network), seed=settings.seed, prompts=_digest(settings))
     folder = FitFolder(settings.folder, wanted)
     given = [] if settings.prompts is None else [settings.prompts]
-    run = _Run(network, tokenizer, settings, folder, report)
-    run.cache_dir = cache_dir
+    run = _Run(network, tokenizer, settings, folder, report, cache_dir)
     with recorded(folder.path, "fit", settings.to_dict(), given, folder=True):
         for stage, part, said in run.parts():
             if folder.fit.stage == stage:
@@ -123,10 +123,10 @@ class _Run:
         settings: FitSettings,
         folder: FitFolder,
         report: Report,
+        cache_dir: Path | None,
     ):
         self.network, self.tokenizer, self.settings = network, tokenizer, settings
-        self.folder, self.report = folder, report
-        self.cache_dir: Path | None = None
+        self.folder, self.report, self.cache_dir = folder, report, cache_dir
         self.seconds = 60 * settings.minutes
         config = text_config(network)
         self.vocabulary = config.vocab_size
@@ -184,7 +184,8 @@ class _Run:
             if asked and time.monotonic() < deadline:
                 self._regenerate(asked, deadline - time.monotonic())
                 self.report(f"{self._answered()} answers, {len(aside)} prompts set aside")
-            if writer is None or time.monotonic() >= deadline:
+            enough = writer is None or len(asked) + len(aside) >= MOST_PROMPTS
+            if enough or time.monotonic() >= deadline:
                 return
             until = deadline - (1 - PROMPTS_PART) * (deadline - time.monotonic())
             fresh = writer.write(until)
