@@ -180,6 +180,21 @@ def test_training_writes_a_drafter_that_decodes_losslessly(answer_file, tmp_path
     assert ours[: len(wanted)] == wanted
 
 
+def test_every_save_shows_the_network_as_it_is_then(answer_file, tmp_path):
+    network, tokenizer, seen = make_target("llama"), make_tokenizer(), []
+
+    def keep(drafter, step, answer_tokens):
+        seen.append((step, answer_tokens, drafter.norm.weight.detach().clone()))
+
+    trained = train_drafter(network, tokenizer, answer_file, tmp_path, recipe(), on_save=keep)
+    steps, tokens, weights = zip(*seen, strict=True)
+    assert sorted(steps) == list(steps)
+    assert sorted(tokens) == list(tokens)
+    extra = read_extra(tmp_path)
+    assert (steps[-1], tokens[-1]) == (extra["steps"], extra["answer_tokens"])
+    assert torch.equal(weights[-1], trained.norm.weight)
+
+
 def test_a_stopped_training_goes_on_to_the_same_weights(answer_file, tmp_path):
     network, tokenizer = make_target("llama"), make_tokenizer()
     whole = train_drafter(network, tokenizer, answer_file, tmp_path / "whole", recipe())
