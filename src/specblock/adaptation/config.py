@@ -49,7 +49,7 @@ class AdaptationConfig(StrictConfig):
     sequences: Count = 8  # records in a step
     positions: Count = 32  # positions per record that run a whole block
     rank: Count = 16  # of the correction of the output head
-    # ten times as much spoils a trained drafter in ten steps (docs/experiments.md, 44)
+    # ten times as much spoils a trained drafter in ten steps (docs/experiments.md, 45)
     heads_lr: Positive = 1e-4
     layers_lr: Positive = 3e-5
     fresh_lr: Positive = 2e-4  # of all that is trained of a drafter that came with nothing

@@ -17,7 +17,7 @@ from specblock.steps import Steps
 __all__ = ["FIT_GAIN", "Beginning", "cost_of_a_round"]
 
 # Share of decoding seconds that it is expected to save, until it was tried (docs/experiments.md,
-# 44).
+# 45).
 FIT_GAIN = 0.15
 _MORE = 1.5  # times the pairs of an attempt that failed, before the next
 _NODES = 8  # draft nodes of the small tree by which a round's cost is told

@@ -95,5 +95,5 @@ def find_sheet(name: str) -> CostSheet:
         return CostSheet.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path} is no cost sheet ({error}); make one with `specblock bench-cost --sheet`."
+            f"{path} is no cost sheet ({error}); make one with `specblock bench cost --sheet`."
         ) from None
