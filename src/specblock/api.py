@@ -13,6 +13,7 @@ from specblock.adaptation.day0 import empty_drafter
 from specblock.adaptation.doorway import adapt as start_adapting
 from specblock.config import GenerationConfig
 from specblock.drafters.base import BudgetController, Drafter
+from specblock.drafters.fetch import from_pretrained
 from specblock.engine.loading import assemble, log_step
 from specblock.engine.machine.calibrate import load_calibration
 from specblock.engine.machine.governor import ThreadGovernor
@@ -20,6 +21,7 @@ from specblock.engine.named_drafter import DAY0, DEFAULT_MODEL, find_drafter
 from specblock.engine.speculator import Chunk, Generation, Speculator
 from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError, SpecBlockError
+from specblock.integrations.hub.push import push_to_hub
 from specblock.integrations.transformers.hf import custom_generate
 from specblock.target.loading.zoo import load_model
 
@@ -33,7 +35,9 @@ __all__ = [
     "SpecBlockError",
     "Speculator",
     "custom_generate",
+    "from_pretrained",
     "load",
+    "push_to_hub",
 ]
 
 

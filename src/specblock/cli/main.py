@@ -23,6 +23,8 @@ from specblock.cli.support import USER_ERROR
 from specblock.cli.training.adapt import app as adapt
 from specblock.cli.training.convert import convert
 from specblock.cli.training.evaluate import evaluate
+from specblock.cli.training.export import export, push
+from specblock.cli.training.fit import fit
 from specblock.cli.training.prepare_data import prepare_data
 from specblock.cli.training.regenerate import regenerate
 from specblock.cli.training.train import train
@@ -31,7 +33,7 @@ USE, SERVE, TRAIN, MEASURE, LOOK_AFTER = "Use", "Serve", "Train", "Measure", "Lo
 VERBS = {
     USE: (generate, chat, demo),
     SERVE: (serve,),
-    TRAIN: (prepare_data, regenerate, train, evaluate, convert),
+    TRAIN: (fit, prepare_data, regenerate, train, evaluate, convert, export, push),
     MEASURE: (report,),
     LOOK_AFTER: (calibrate, doctor),
 }

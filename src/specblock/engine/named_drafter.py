@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from specblock.config import DEFAULT_MODEL
+from specblock.drafters.fetch import from_pretrained, is_hub_id
 from specblock.errors import ConfigError
 
 __all__ = ["DAY0", "DEFAULT_MODEL", "LOOKUP", "find_drafter", "shipped_drafter"]
@@ -22,10 +23,10 @@ def find_drafter(
     """The folder of the drafter asked for, ``LOOKUP`` or ``DAY0``; None for plain decoding.
 
     Args:
-        drafter: a drafter's folder; ``"lookup"`` drafts from the text so far alone, for any model;
-            ``"day0"`` does so until what was served has made a drafter; ``"auto"`` takes the one
-            that ships for the embedded model and for others ``"day0"`` if it may adapt, else
-            ``"lookup"``; None decodes plainly.
+        drafter: a drafter's folder or hub id; ``"lookup"`` drafts from the text so far alone, for
+            any model; ``"day0"`` does so until what was served has made a drafter; ``"auto"`` takes
+            the one that ships for the embedded model and for others ``"day0"`` if it may adapt,
+            else ``"lookup"``; None decodes plainly.
         adapts: whether it may.
     """
     name = None if drafter is None else str(drafter).lower()
@@ -40,7 +41,7 @@ def find_drafter(
     if name == "":
         raise ConfigError("The drafter's name is empty: give a folder, 'auto', 'lookup' or 'none'.")
     if name != "auto":
-        return Path(drafter)
+        return from_pretrained(str(drafter)) if is_hub_id(str(drafter)) else Path(drafter)
     shipped = shipped_drafter(model)
     if shipped is None and not adapts:
         _say_lookup(model)

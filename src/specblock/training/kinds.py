@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from specblock.drafters.config import StoredConfig
+from specblock.drafters.config import StoredConfig, paper_feature_layers
 from specblock.drafters.fingerprint import tokenizer_fingerprint
 from specblock.drafters.kind import Training
 from specblock.drafters.objectives.sequence import Sequence
@@ -51,6 +51,12 @@ def default_feature_layers(target_layers: int, drafter_layers: int) -> tuple[int
     return max(0, low), max(0, middle), target_layers - drafter_layers - 1
 
 
+def _layers_read(recipe: DrafterRecipe, target_layers: int, copied: int) -> tuple[int, ...]:
+    if recipe.for_engines:
+        return paper_feature_layers(target_layers)
+    return default_feature_layers(target_layers, copied)
+
+
 def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: str) -> StoredConfig:
     """A drafter shaped like the target's own layers, reading the input of those it copies.
 
@@ -71,12 +77,14 @@ def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: st
         "vocab_size": config.vocab_size,
         "target_layers": count,
         # the same for all kinds, so that the features of one serve to train the others
-        "feature_layers": recipe.feature_layers or default_feature_layers(count, copied),
+        "feature_layers": recipe.feature_layers or _layers_read(recipe, count, copied),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "target_name": name,
     }
     known = {field.name for field in dataclasses.fields(cls)}
     settings = {key: value for key, value in settings.items() if key in known}
+    if recipe.for_engines:  # of them vLLM alone has the norms on heads
+        settings |= {key: False for key in ("qkv_bias", "qk_norm") if key in known}
     for switch in ("layer_shift", "prefix_broadcast"):
         if switch not in known and not getattr(recipe, switch):
             raise ConfigError(f"{recipe.kind} drafters have no {switch} to switch off; drop it.")

@@ -35,7 +35,7 @@ from specblock.training.loop.checkpoints import numbered
 from specblock.training.loop.memory import available_memory, check_memory, estimate_memory
 from specblock.training.loop.monitor import check_dashboards
 from specblock.training.loop.state import check_origin, origin_of
-from specblock.training.loop.trainer import Trainer
+from specblock.training.loop.trainer import OnSave, Trainer
 from specblock.training.recipe import DrafterRecipe
 
 Report = Callable[[str], None]
@@ -51,11 +51,13 @@ def train_drafter(
     name: str = "",
     max_seconds: float | None = None,
     report: Report = lambda line: None,
+    on_save: OnSave | None = None,
 ) -> nn.Module:
     """Train a drafter for ``target`` on regenerated answers and save it to ``folder``.
 
     The trainer's state is kept in ``folder/training``; a run that was cut off goes on from there.
-    ``max_seconds`` bounds the gradient steps; the learning rate then falls by the clock. Started
+    ``max_seconds`` bounds the gradient steps; the learning rate then falls by the clock.
+    ``on_save`` is shown the network, its steps and answer tokens after every save. Started
     by ``torchrun`` in several processes, each must call this and all share the work.
 
     Raises:
@@ -72,7 +74,9 @@ def train_drafter(
     drafter = _drafter(target, tokenizer, recipe, counts, name, report)
     origin = origin_of(target, drafter.config, training)
     check_origin(folder / "training", origin, report)
-    trainer = _trainer(drafter, target, training, held_out, recipe, folder, workers, report, origin)
+    trainer = _trainer(
+        drafter, target, training, held_out, recipe, folder, workers, report, origin, on_save
+    )
     if trainer.resume():
         report(f"resumed at step {trainer.step} of {trainer.total_steps}")
     else:
@@ -117,6 +121,7 @@ def _trainer(
     workers: Workers,
     report: Report,
     origin: dict[str, Any],
+    on_save: OnSave | None,
 ) -> Trainer:
     """Features, start and loop; what ``folder`` holds of an earlier run is not read yet."""
     layers, state = drafter.config.feature_layers, folder / "training"
@@ -137,6 +142,7 @@ def _trainer(
         workers=workers,
         report=report,
         origin=origin,
+        on_save=on_save,
     )
 
 

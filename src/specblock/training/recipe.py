@@ -35,6 +35,11 @@ class DrafterShape(StrictConfig):
     feature_layers: tuple[CountOrNone, ...] | None = described(
         None, "Target layers (from 0) whose outputs are the features: 14,21,27 by default for 30."
     )
+    for_engines: bool = described(
+        False,
+        "An eagle3 drafter without what other engines lack (sink, feature norms, feature layers of "
+        "one's own), to be exported: docs/engines.md.",
+    )
     block_size: Count = described(4, "Tokens a block proposes (K).")
     chain_positions: CountOrNone = described(
         0, "Positions per sequence of kinds without blocks; 0 is all."

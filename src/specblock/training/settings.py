@@ -167,6 +167,19 @@ class TrainSettings(TrainConfig, ObjectiveConfig, DrafterShape, OnTarget):
             train=TrainConfig(**part(TrainConfig)),
         )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_engines_lack(cls, values: Any) -> Any:
+        if values.get("for_engines") is not True:
+            return values
+        if values.get("kind") != "eagle3":
+            raise ConfigError("--for-engines is about EAGLE-3 drafters: add --kind eagle3.")
+        for name in ("sink", "feature_norm", "feature_layers"):
+            if values.get(name):
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--for-engines trains without --{flag}: drop one of the two.")
+        return {**values, "sink": False, "feature_norm": False}
+
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSettings:
         if (self.answers is None) == (self.conversations is None):

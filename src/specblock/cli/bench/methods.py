@@ -62,6 +62,14 @@ Concurrency = Annotated[
     ),
 ]
 
+Costs = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Cost sheet of another machine, by name or file; several: a playback, no clock is "
+        "read. What ships: paper-a100-llama-3.1-8b, h100-llama-3.1-8b, h100-qwen3-8b.",
+    ),
+]
+
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -82,10 +90,12 @@ def bench(
     place: options.ExactTarget,
     budget: Budget = "measured",
     concurrency: Concurrency = None,
+    costs: Costs = None,
 ) -> None:
     """Measure methods against each other, interleaved prompt by prompt.
 
     With --concurrency: many clients at once, by the engine and by transformers.
+    With --costs: the same rounds in the seconds of other machines.
     """
     if context.invoked_subcommand is not None:
         return
@@ -95,11 +105,9 @@ def bench(
     if resume and json_out is None:
         raise ConfigError("--resume goes on with an earlier report: name it with --json.")
     chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=config.seed)
-    if concurrency is not None:
-        from specblock.cli.bench.load import bench_load
-
-        bench_load(
-            concurrency, methods, chosen, prompts or "own", config, json_out,
+    if concurrency is not None or costs:
+        _another_kind(
+            concurrency, costs, methods, chosen, prompts or "own", config, json_out, resume,
             place=place, drafter=drafter,
         )  # fmt: skip
         return
@@ -108,6 +116,30 @@ def bench(
     check_templates(field.judge.tokenizer, chosen)
     about = {"suite": prompts or "own", "budget": budget}
     _say_result(_measure(field, chosen, config, json_out, resume, about))
+
+
+def _another_kind(
+    concurrency: str | None,
+    costs: list[str] | None,
+    methods: str,
+    chosen: list[BenchPrompt],
+    suite: str,
+    config: GenerationConfig,
+    out: Path | None,
+    resume: bool,
+    **placement: Any,
+) -> None:
+    """Many clients at once, or a playback."""
+    if concurrency is not None:
+        from specblock.cli.bench.load import bench_load
+
+        bench_load(concurrency, methods, chosen, suite, config, out, **placement)
+        return
+    from specblock.cli.bench.playback import bench_playback
+
+    if not config.sampling().greedy:
+        raise ConfigError("With --costs answers are greedy: leave --temperature at 0.")
+    bench_playback(costs or [], methods, chosen, suite, config, out, resume, **placement)
 
 
 def _measure(

@@ -21,6 +21,7 @@ from specblock.drafters.checkpoint import (
 )
 from specblock.drafters.eagle3.config import Eagle3Config
 from specblock.drafters.eagle3.network import Eagle3Model
+from specblock.drafters.eagle3.origin import PublishedOrigin
 from specblock.drafters.eagle3.published_config import (
     flat,
     is_published,
@@ -89,8 +90,9 @@ def convert_eagle3(
     )
     tensors = weights.tensors | _vocabulary_maps(config, weights.tensors)
     _check(config, tensors, weights)
+    files = PublishedOrigin.of_files((source / CONFIG).read_text(encoding="utf-8"), weights)
     origin = {"converted_from": "published", "architectures": published.get("architectures")}
-    write_tensors(config, tensors, out, origin)
+    write_tensors(config, tensors, out, origin | files.to_extra())
     return config
 
 

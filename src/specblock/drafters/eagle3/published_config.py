@@ -15,6 +15,7 @@ from specblock.drafters.config import paper_feature_layers
 from specblock.errors import CheckpointError, FeatureLayersError
 
 LAYERS = "eagle_aux_hidden_state_layer_ids"
+_TWICE = "layers are listed in both counts"
 _INNER = "transformer_layer_config"
 _REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 _FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
@@ -60,6 +61,8 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
     if kind is None:
         inner = config.get("eagle_config") or {}
         found = {**config, **{name: inner[name] for name in _DRAFTER if name in inner}}
+        if config.get(LAYERS):  # where both lists are there, the inner one is in SGLang's count
+            found[LAYERS], found[_TWICE] = config[LAYERS], LAYERS in inner
     elif kind != "eagle3":
         raise CheckpointError(
             f"The drafter is of speculators' type {kind!r}, but only 'eagle3' is supported; "
@@ -163,7 +166,7 @@ def named_layers(found: dict[str, Any], target_layers: int, count: int) -> tuple
     if len(ids) == count + 1 and ids[-1] == target_layers:
         ids = ids[:-1]
     papers = ids == [1, target_layers // 2 - 1, target_layers - 4]
-    outputs = papers and "speculators_model_type" not in found
+    outputs = papers and "speculators_model_type" not in found and not found.get(_TWICE)
     layers = tuple(entry if outputs else entry - 1 for entry in ids)
     if len(layers) != count or len(set(layers)) != count:
         raise FeatureLayersError(

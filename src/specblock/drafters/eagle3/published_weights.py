@@ -26,11 +26,17 @@ _IGNORED = ("verifier_norm.weight", "verifier_lm_head.weight", "rotary_emb.inv_f
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """``tensors`` under our names, the names ``theirs`` by ours, and the file they are from."""
+    """``tensors`` under our names, the names ``theirs`` by ours, and the file they are from.
+
+    ``dtypes`` are the vocabulary maps' in that file, by name; ``metadata`` its header's texts, None
+    where it has none.
+    """
 
     tensors: dict[str, Tensor]
     theirs: dict[str, str]
     path: Path
+    dtypes: dict[str, str]
+    metadata: dict[str, str] | None
 
     def spelled(self, name: str) -> str:
         """One of our names as this file has or would have it."""
@@ -50,7 +56,7 @@ def read_weights(folder: Path) -> PublishedWeights:
 
     Raises :class:`CheckpointError` if a file is missing, damaged or not what the index says.
     """
-    found, path = _read_files(folder)
+    found, path, metadata = _read_files(folder)
     tensors: dict[str, Tensor] = {}
     theirs: dict[str, str] = {}
     for name, tensor in found.items():
@@ -60,10 +66,13 @@ def read_weights(folder: Path) -> PublishedWeights:
         if our in tensors:
             raise CheckpointError(f"{path} has {theirs[our]} and {name}, which are the same.")
         tensors[our], theirs[our] = tensor, name
+    dtypes = {
+        name: str(tensors[name].dtype).removeprefix("torch.") for name in _MAPS if name in tensors
+    }
     for name, dtype in _MAPS.items():
         if name in tensors and not tensors[name].is_floating_point():
             tensors[name] = tensors[name].to(dtype)
-    return PublishedWeights(tensors, theirs, path)
+    return PublishedWeights(tensors, theirs, path, dtypes, metadata)
 
 
 def _our_name(name: str) -> str:
@@ -74,38 +83,48 @@ def _our_name(name: str) -> str:
     return name
 
 
-def _read_files(folder: Path) -> tuple[dict[str, Tensor], Path]:
+Read = tuple[dict[str, Tensor], dict[str, str] | None]  # tensors, and the header's texts
+
+
+def _read_files(folder: Path) -> tuple[dict[str, Tensor], Path, dict[str, str] | None]:
     for name in (WEIGHTS, PICKLED):
-        if (folder / name).exists():
-            return _read_file(folder / name), folder / name
-        if (folder / (name + _INDEX)).exists():
-            return _read_shards(folder / (name + _INDEX)), folder / (name + _INDEX)
-    return _read_file(folder / WEIGHTS), folder / WEIGHTS  # says that it is missing
+        path, index = folder / name, folder / (name + _INDEX)
+        if path.exists():
+            tensors, metadata = _read_file(path)
+            return tensors, path, metadata
+        if index.exists():
+            tensors, metadata = _read_shards(index)
+            return tensors, index, metadata
+    return _read_file(folder / WEIGHTS)[0], folder / WEIGHTS, None  # says that it is missing
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> Read:
     if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
+        tensors, metadata = read_tensors(path)
+        return tensors, metadata or None
     # copies of their own: tensors that share memory cannot be stored
-    return {
+    tensors = {
         str(name): value.clone(memory_format=torch.contiguous_format)
         for name, value in read_pickle(path).items()
         if isinstance(value, Tensor)
     }
+    return tensors, None
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path) -> Read:
     places = read_published(index).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in places.values()
     ):
         raise CheckpointError(f"{index} does not say which file holds what; copy it again.")
     found: dict[str, Tensor] = {}
+    metadata: dict[str, str] | None = None
     for file in sorted(set(places.values())):
-        found |= _read_file(index.parent / file)
+        tensors, metadata = _read_file(index.parent / file)
+        found |= tensors
     missing = sorted(places.keys() - found.keys())
     if missing:
         raise CheckpointError(
             f"The files that {index} names do not hold {', '.join(missing)}; copy them again."
         )
-    return found
+    return found, metadata

@@ -93,6 +93,33 @@ class SpecBlockDrafter(PairQueue):
         self._positions = 0  # committed pairs
         self._entries = 0  # their cache entries, the sink included
 
+    def committed(self, start: int) -> Tensor:
+        """Copies of the entries of the positions from ``start`` that a forward has committed,
+        ``[L, 2, kv_heads, positions * slots_kept, d]``."""
+        first = int(self.model.config.sink) + start * self._kept
+        return self._cache[..., first : self._entries, :].clone()
+
+    def restore(self, sink: Tensor | None, entries: Tensor) -> None:
+        """Go on behind committed ``entries``, as :meth:`committed` gives them from position 0;
+        ``sink`` is the learned entry, ``[L, 2, kv_heads, 1, d]``, where the network has one."""
+        parts = entries if sink is None else torch.cat((sink, entries), dim=-2)
+        self._positions = entries.shape[-2] // self._kept
+        self._entries = parts.shape[-2]
+        self._cache[..., : self._entries, :] = parts
+
+    def learned_entry(self) -> Tensor | None:
+        """The sink's keys and values, ``[L, 2, kv_heads, 1, d]``; None without one."""
+        if not self.model.config.sink:
+            return None
+        other, config = self.another(), self.model.config
+        other.reset(1)
+        width = len(config.feature_layers) * config.hidden_size
+        weight = self.model.norm.weight
+        nothing = torch.zeros(1, dtype=torch.int64, device=weight.device)
+        other.observe(weight.new_zeros(1, width), nothing)
+        alone(other.first_block())
+        return other._cache[..., :1, :].clone()
+
     def drafting(
         self, root_token: int, budget: Budget, copied: DraftTree | None = None
     ) -> Drafting[Proposal]:

@@ -1,0 +1,1 @@
+"""A drafter in the formats of other engines."""
