@@ -36,6 +36,7 @@ LEVELS = {
     "integrations": 7,
     "serving": 7,
     "api": 8,
+    "fitting": 8,
     "cli": 9,
     "__init__": 9,
     "__main__": 9,

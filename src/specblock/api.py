@@ -82,17 +82,23 @@ def load(
     governor.look()
     on_step("loading the model")
     network, tokenizer = load_model(model, dtype=dtype, device=device, cache_dir=cache_dir)
-    found = find_drafter(model, drafter, adapts=adapt is not None)
-    chosen = empty_drafter(network, tokenizer, blocks=blocks) if found == DAY0 else found
     speculator = assemble(
-        network, tokenizer, chosen, exact=exact, budget=budget, blocks=blocks,
-        calibrate=calibrate, cache_dir=cache_dir, on_step=on_step, owned=True,
-        remember=adapt is not None and adapt.memory_mib > 0,
+        network, tokenizer, _chosen(model, drafter, network, tokenizer, adapt, blocks),
+        exact=exact, budget=budget, blocks=blocks, calibrate=calibrate, cache_dir=cache_dir,
+        on_step=on_step, owned=True, remember=adapt is not None and adapt.memory_mib > 0,
     )  # fmt: skip
     if govern:
         speculator.target.watch = governor.ran
         governor.tell = partial(_costs_follow, speculator, cache_dir)
     return speculator if adapt is None else start_adapting(speculator, adapt)
+
+
+def _chosen(
+    model: str, drafter: str | Path | None, network, tokenizer, adapt, blocks: int
+) -> Drafter | Path | str | None:
+    """The drafter that is meant: what loads it, or one that is empty yet."""
+    found = find_drafter(model, drafter, adapts=adapt is not None)
+    return empty_drafter(network, tokenizer, blocks=blocks) if found == DAY0 else found
 
 
 def _costs_follow(speculator: Speculator, cache_dir: str | Path | None) -> None:

@@ -11,7 +11,8 @@ from specblock.adaptation.feedback.observer import TargetReducer
 from specblock.adaptation.replay import stream as module
 from specblock.adaptation.replay.poison import LyingReducer
 from specblock.adaptation.replay.report import Row, draw, regret_told, report_of
-from specblock.adaptation.replay.stream import Request, replay_stream
+from specblock.adaptation.replay.run import compare_policies
+from specblock.adaptation.replay.stream import Plan, Request
 from specblock.bench.suites.prompts import load_prompts
 from specblock.config import GenerationConfig
 from specblock.data import SHIFTING_STREAM
@@ -26,8 +27,10 @@ def stream(count):
 
 
 def play(out=None, count=6, **more):
-    settings = {"policies": POLICIES, "config": SHORT, "adapt": config(), "out": out, **more}
-    return replay_stream(make_speculator(), stream(count), **settings)
+    asked = {"config": SHORT, "adapt": config()}
+    asked |= {name: more.pop(name) for name in ("adapt", "progress") if name in more}
+    plan = Plan(**{"policies": POLICIES, "out": out, **more})
+    return compare_policies(make_speculator(), stream(count), plan, **asked)
 
 
 def test_the_report_has_what_was_promised(tmp_path):
@@ -59,14 +62,14 @@ def test_the_report_has_what_was_promised(tmp_path):
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     out = tmp_path / "report.json"
-    answer = module._answer
-    monkeypatch.setattr(module, "_answer", _until(answer, "r3"))
+    answer = module._answered
+    monkeypatch.setattr(module, "_answered", _until(answer, "r3"))
     with pytest.raises(KeyboardInterrupt):
         play(out, checkpoint_every=2)
     kept = json.loads(out.read_text())["rows"]
     assert {row["id"] for row in kept} == {"r0", "r1"}
     asked = []
-    monkeypatch.setattr(module, "_answer", _noting(answer, asked))
+    monkeypatch.setattr(module, "_answered", _noting(answer, asked))
     report = play(out, checkpoint_every=2)
     assert asked == ["r2", "r3", "r4", "r5"]
     assert report["rows"][: len(kept)] == kept
@@ -79,18 +82,18 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
 
 def _until(answer, stop):
-    def asked(runners, order, request, *more):
+    def asked(days, order, request, *more):
         if request.id == stop:
             raise KeyboardInterrupt
-        return answer(runners, order, request, *more)
+        return answer(days, order, request, *more)
 
     return asked
 
 
 def _noting(answer, asked):
-    def noted(runners, order, request, *more):
+    def noted(days, order, request, *more):
         asked.append(request.id)
-        return answer(runners, order, request, *more)
+        return answer(days, order, request, *more)
 
     return noted
 

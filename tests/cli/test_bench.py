@@ -57,6 +57,8 @@ def test_bench_writes_the_report_and_goes_on(tiny, run, tmp_path):
         (("--methods", "plain,eagle3"), "--drafter eagle3=FOLDER"),
         (("--prompts", "none.jsonl"), "no prompt file"),
         (("--resume",), "name it with --json"),
+        (("--costs", "h100-qwen3-8"), "did you mean 'h100-qwen3-8b'"),
+        (("--costs", "h100-qwen3-8b", "--temperature", "1"), "leave --temperature at 0"),
         (("--drafter", "eagle4=x"), "no kind of drafter"),
         (("--budget", "big"), "budget must be"),
     ],
@@ -80,3 +82,20 @@ def test_many_clients(tiny, run, tmp_path):
     refused = run(*arguments, "--concurrency", "a")
     assert refused.exit_code == 2
     assert "as numbers of clients: 1,2,4" in refused.stderr
+
+
+def test_bench_plays_rounds_back_and_goes_on(tiny, run, tmp_path):
+    out = tmp_path / "played.json"
+    chosen = (*ARGUMENTS, "--limit", "2", "--costs", "h100-qwen3-8b", "--json", str(out))
+    result = run(*chosen)
+    assert result.exit_code == 0, result.output
+    assert "| h100-qwen3-8b, lookup |" in result.stdout
+    report = json.loads(out.read_text())
+    assert {row["method"] for row in report["rows"]} == {"lookup"}
+    again = run(*chosen, "--resume")
+    assert again.exit_code == 0, again.output
+    assert json.loads(out.read_text()) == report
+    assert "plain decoding" not in again.stderr
+    other = run(*chosen, "--resume", "--max-new-tokens", "9")
+    assert other.exit_code == 2
+    assert "with other settings" in other.stderr

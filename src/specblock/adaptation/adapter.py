@@ -187,7 +187,7 @@ class Adaptation:
 
     def _can_begin(self) -> bool:
         pairs = sum(len(record.sequence.tokens) for record in self.buffer.training())
-        return pairs >= self.learner.beginning.least_pairs(self.learner.master)
+        return pairs >= self.learner.beginning.wanted_pairs(self.learner.master)
 
     def _decide(self) -> None:
         context = self.signals.context(self.config.horizon_tokens)

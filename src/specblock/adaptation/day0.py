@@ -3,8 +3,8 @@
 Copies of the text and the memory of answers draft from the first token on. The network has the
 target's last layers, where these can be lent, and an input layer that knows nothing; so the budgets
 do not ask it. What is served leaves features and tokens, and once they are enough the closed form
-(:mod:`specblock.drafters.starting.warm_start`) is tried. When held-out answers say that drafted rounds
-then pay, the budgets may ask, and the network learns as any other does.
+(:mod:`specblock.drafters.starting.warm_start`) is tried. When held-out answers say that drafted
+rounds then pay, the budgets may ask, and the network learns as any other does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specblock.adaptation.learning.beginning import Beginning, cost_of_a_round
 from specblock.drafters.base import Budget
 from specblock.drafters.light import route_drafter
 from specblock.drafters.specblock.propose import SpecBlockDrafter
-from specblock.drafters.starting.warm_start import copy_target_layers, start_shift_as_identity
+from specblock.drafters.starting.warm_start import start_layers
 from specblock.target.model import Target
 from specblock.training.data.answers import draft_vocabulary
 from specblock.training.kinds import drafter_config, new_drafter
@@ -40,8 +40,7 @@ def empty_drafter(network: nn.Module, tokenizer, *, blocks: int = 2) -> SpecBloc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = new_drafter(network, config, d2t, t2d)
-    copy_target_layers(model, network)
-    start_shift_as_identity(model)
+        start_layers(model, network)
     embeddings = network.get_input_embeddings().weight
     model = model.to(device=network.device, dtype=network.dtype)
     model.input_layer.embed_tokens.weight = embeddings

@@ -23,6 +23,7 @@ from specblock.cli.training.adapt import app as adapt
 from specblock.cli.training.convert import convert
 from specblock.cli.training.evaluate import evaluate
 from specblock.cli.training.export import export, push
+from specblock.cli.training.fit import fit
 from specblock.cli.training.prepare_data import prepare_data
 from specblock.cli.training.regenerate import regenerate
 from specblock.cli.training.train import train
@@ -45,6 +46,7 @@ for command in (
     export,
     push,
     bench,
+    fit,
     prepare_data,
     regenerate,
     train,

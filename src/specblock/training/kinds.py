@@ -19,7 +19,8 @@ from specblock.drafters.parallel import objective as parallel
 from specblock.drafters.registry import KINDS as NETWORKS
 from specblock.drafters.specblock import forward
 from specblock.drafters.specblock.objective import SpecBlockObjective
-from specblock.drafters.starting.warm_start import attach_target, attention_form
+from specblock.drafters.starting.head import attach_target
+from specblock.drafters.starting.lending import loan_of
 from specblock.errors import ConfigError
 from specblock.target.architecture.structure import text_config
 from specblock.training.recipe import DrafterRecipe
@@ -107,45 +108,47 @@ def training_kind(name: str) -> TrainingKind:
 
 
 def default_feature_layers(target_layers: int, drafter_layers: int) -> tuple[int, ...]:
-    """Half way up the target, three quarters, and the input of the layers that the drafter copies:
-    lower layers tell it less about the next position (docs/experiments.md, 20)."""
+    """Half way up the target, three quarters, and the input of the layers that the drafter copies,
+    the last layer's output where it copies none: lower layers tell it less about the next position
+    (docs/experiments.md, 20)."""
     low, middle = target_layers // 2 - 1, 3 * target_layers // 4 - 1
     return max(0, low), max(0, middle), target_layers - drafter_layers - 1
 
 
-def _layers_read(recipe: DrafterRecipe, target_layers: int) -> tuple[int, ...]:
+def _layers_read(recipe: DrafterRecipe, target_layers: int, copied: int) -> tuple[int, ...]:
     if recipe.for_engines:
         return paper_feature_layers(target_layers)
-    return default_feature_layers(target_layers, recipe.layers)
+    return default_feature_layers(target_layers, copied)
 
 
 def drafter_config(target: nn.Module, recipe: DrafterRecipe, tokenizer, name: str) -> StoredConfig:
     """A drafter shaped like the target's own layers, reading the input of those it copies.
 
-    Raises :class:`ConfigError` if the recipe asks for what this kind of drafter lacks.
+    Raises :class:`ConfigError` if the recipe asks for what this kind of drafter lacks, or the
+    target's embeddings are not as wide as its states.
     """
     config, kind = text_config(target), training_kind(recipe.kind)
     cls = NETWORKS[recipe.kind].config
-    count, heads = config.num_hidden_layers, config.num_attention_heads
-    rope = getattr(config, "rope_parameters", None) or {}
+    loan = loan_of(target, recipe.layers)
+    count, copied = config.num_hidden_layers, len(loan.layers)
+    width = target.get_input_embeddings().weight.shape[1]
+    if width != config.hidden_size:
+        raise ConfigError(f"The target's embeddings have {width} numbers a token and its states "
+                          f"{config.hidden_size}: no drafter can be trained for it; decode with "
+                          "--drafter lookup.")  # fmt: skip
     settings = {
-        "hidden_size": config.hidden_size,
+        **dataclasses.asdict(loan.form),
         "vocab_size": config.vocab_size,
         "target_layers": count,
         # the same for all kinds, so that the features of one serve to train the others
-        "feature_layers": recipe.feature_layers or _layers_read(recipe, count),
-        "intermediate_size": config.intermediate_size,
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": float(rope.get("rope_theta", 10000.0)),
+        "feature_layers": recipe.feature_layers or _layers_read(recipe, count, copied),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "target_name": name,
     }
     known = {field.name for field in dataclasses.fields(cls)}
-    if not recipe.for_engines:  # of them vLLM alone has the norms on heads
-        settings |= {k: v for k, v in attention_form(target).items() if k in known}
+    settings = {key: value for key, value in settings.items() if key in known}
+    if recipe.for_engines:  # of them vLLM alone has the norms on heads
+        settings |= {key: False for key in ("qkv_bias", "qk_norm") if key in known}
     for switch in ("layer_shift", "prefix_broadcast"):
         if switch not in known and not getattr(recipe, switch):
             raise ConfigError(f"{recipe.kind} drafters have no {switch} to switch off; drop it.")

@@ -14,7 +14,7 @@ from specblock.drafters.config import StoredConfig
 from specblock.drafters.fingerprint import check_fits, tokenizer_fingerprint
 from specblock.drafters.registry import load_model, make_drafter, read_config
 from specblock.drafters.starting.warm_start import warm_start
-from specblock.errors import CheckpointError, SpecBlockError
+from specblock.errors import SpecBlockError
 from specblock.target.architecture.structure import text_config
 from specblock.training.data.answers import (
     Answer,
@@ -36,7 +36,7 @@ from specblock.training.loop.checkpoints import numbered
 from specblock.training.loop.memory import available_memory, check_memory, estimate_memory
 from specblock.training.loop.monitor import check_dashboards
 from specblock.training.loop.state import check_origin, origin_of
-from specblock.training.loop.trainer import Trainer
+from specblock.training.loop.trainer import OnSave, Trainer
 from specblock.training.recipe import DrafterRecipe
 
 Report = Callable[[str], None]
@@ -52,11 +52,13 @@ def train_drafter(
     name: str = "",
     max_seconds: float | None = None,
     report: Report = lambda line: None,
+    on_save: OnSave | None = None,
 ) -> nn.Module:
     """Train a drafter for ``target`` on regenerated answers and save it to ``folder``.
 
     The trainer's state is kept in ``folder/training``; a run that was cut off goes on from there.
-    ``max_seconds`` bounds the gradient steps; the learning rate then falls by the clock. Started
+    ``max_seconds`` bounds the gradient steps; the learning rate then falls by the clock.
+    ``on_save`` is shown the network, its steps and answer tokens after every save. Started
     by ``torchrun`` in several processes, each must call this and all share the work.
 
     Raises:
@@ -73,7 +75,9 @@ def train_drafter(
     drafter = _drafter(target, tokenizer, recipe, counts, name, report)
     origin = origin_of(target, drafter.config, training)
     check_origin(folder / "training", origin, report)
-    trainer = _trainer(drafter, target, training, held_out, recipe, folder, workers, report, origin)
+    trainer = _trainer(
+        drafter, target, training, held_out, recipe, folder, workers, report, origin, on_save
+    )
     if trainer.resume():
         report(f"resumed at step {trainer.step} of {trainer.total_steps}")
     else:
@@ -118,6 +122,7 @@ def _trainer(
     workers: Workers,
     report: Report,
     origin: dict[str, Any],
+    on_save: OnSave | None,
 ) -> Trainer:
     """Features, start and loop; what ``folder`` holds of an earlier run is not read yet."""
     layers, state = drafter.config.feature_layers, folder / "training"
@@ -138,6 +143,7 @@ def _trainer(
         workers=workers,
         report=report,
         origin=origin,
+        on_save=on_save,
     )
 
 
@@ -241,12 +247,9 @@ def _start_in_closed_form(
 ) -> None:
     count = min(recipe.warm_start_answers, len(corpus.sizes))
     numbers = [range(i, min(i + 8, count)) for i in range(0, count, 8)]
-    try:
-        warm_start(drafter, target, [s for some in numbers for s in corpus.read(some)])
-    except CheckpointError as error:
-        report(f"{error} Its layers start at random instead.")
-    else:
-        report(f"started in closed form from {count} answers")
+    sequences = [s for some in numbers for s in corpus.read(some)]
+    warm_start(drafter, target, sequences, report)
+    report(f"started in closed form from {count} answers")
 
 
 def _evaluator(

@@ -12,7 +12,6 @@ from specblock.drafters.parallel.config import ParallelConfig
 from specblock.drafters.parallel.network import ParallelModel
 from specblock.drafters.parallel.objective import ParallelObjective
 from specblock.drafters.starting.warm_start import warm_start
-from specblock.errors import CheckpointError
 from specblock.target.architecture.structure import decoder_layers
 from specblock.target.architecture.tap import FeatureTap
 from specblock.training.data.answers import Answer
@@ -57,6 +56,12 @@ def drafter(kind, config):
     model = kind(config)
     model.t2d.fill_(True)
     return model
+
+
+def answer_of(sequence) -> Answer:
+    ids = [3, *sequence.tokens.tolist()]
+    first = 1 + int(sequence.start.int().argmax())
+    return Answer("", ids[:first], ids[first:], False)
 
 
 def loss_of(model, sequences):
@@ -112,6 +117,16 @@ def test_parallel_heads_start_from_the_same_layers(target, sequences):
     assert model.sink.abs().sum() > 0
 
 
-def test_a_target_of_another_form_is_refused(sequences):
-    with pytest.raises(CheckpointError, match="differ in"):
-        warm_start(drafter(Eagle3Model, Eagle3Config(**SHAPE)), make_target("phi3"), sequences)
+def test_layers_of_another_form_are_done_without(sequences, target):
+    """The middle is then the last layer's output, and the MLP adds nothing."""
+    config, said = Eagle3Config(**SHAPE), []
+    scratch, model = drafter(Eagle3Model, config), drafter(Eagle3Model, config)
+    with torch.no_grad():
+        target.get_decoder().layers[-1].mlp.act_fn = torch.nn.GELU()
+    reader = FeatureReader(target, (0, 2, 5), torch.ones(VOCABULARY, dtype=torch.bool))
+    answers = [answer_of(sequence) for sequence in sequences]
+    read = reader.read_batch(answers)
+    warm_start(model, target, read[:18], said.append)
+    assert "cannot be copied (a copy of layer 5 computes something else)" in said[0]
+    assert not model.midlayer.mlp.down_proj.weight.any()
+    assert loss_of(model, read[18:]) < loss_of(scratch, read[18:]) - 0.2

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from specblock.budget.costs import CostTable
@@ -19,33 +19,33 @@ __all__ = ["FIT_GAIN", "Beginning", "cost_of_a_round"]
 # Share of decoding seconds that it is expected to save, until it was tried (docs/experiments.md,
 # 44).
 FIT_GAIN = 0.15
+_MORE = 1.5  # times the pairs of an attempt that failed, before the next
 _NODES = 8  # draft nodes of the small tree by which a round's cost is told
 
 
-@dataclass(frozen=True)
+@dataclass
 class Beginning:
     """What a learner needs to begin.
 
     Attributes:
         head: [V, H], the target's own, of whose rows the drafter's consists.
         round_cost: plain steps that a drafted round takes, at the time of asking.
+        tried_with: pairs of the last attempt.
     """
 
     head: Tensor
     round_cost: Callable[[], float]
+    tried_with: int = 0
 
     def fitting(self, master: SpecBlockModel, sequences: list[Sequence]) -> Steps[None]:
         """Solve the input layer on what was served; the layers are there already."""
         yield from fitting_input_layer(master, sequences)
-        if master.config.sink:
-            size = master.config.hidden_size
-            first = torch.stack([sequence.features[0, -size:].float() for sequence in sequences])
-            with torch.no_grad():
-                master.sink.copy_(first.mean(0))
 
-    def least_pairs(self, master: SpecBlockModel) -> int:
-        """Pairs below which the regression has more unknowns than equations."""
-        return (len(master.config.feature_layers) + 1) * master.config.hidden_size + 1
+    def wanted_pairs(self, master: SpecBlockModel) -> int:
+        """Pairs before which an attempt is no use: with fewer the regression has more unknowns than
+        equations, or hardly more to go by than the last time."""
+        unknowns = (len(master.config.feature_layers) + 1) * master.config.hidden_size + 1
+        return max(unknowns, math.ceil(_MORE * self.tried_with))
 
 
 def cost_of_a_round(costs: CostTable | None) -> float:

@@ -148,6 +148,7 @@ class Learner:
         self._put(self.start)
         self._draft_from(job.vocabulary)
         sequences = [as_drafted(record, self.master.t2d) for record in job.batches[0]]
+        self.beginning.tried_with = sum(len(sequence.tokens) for sequence in sequences)
         yield from watch.beside(self.beginning.fitting(self.master, sequences))
         fitted = self._weights()
         found = yield from watch.beside(self._judge(job))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from specblock.adaptation.replay.clock import served
 from specblock.errors import ConfigError
 
 NEVER, BANDIT = "never", "bandit"
@@ -19,8 +20,10 @@ _SMOOTH = 15  # requests that a point of a drawn curve is the mean of
 class Row:
     """One request under one policy.
 
-    ``seconds``: until everything it caused was done. ``identical``: the same tokens as under the
-    first policy. ``events``: what the adaptation logged meanwhile.
+    ``seconds``: from prompt to answer, and until everything was done that was done at once.
+    ``identical``: the same tokens as under the first policy. ``events``: what the adaptation logged
+    meanwhile. In the gap before it ``learned`` seconds of steps were taken, and it waited ``delay``
+    seconds for the rest of one.
     """
 
     index: int
@@ -33,6 +36,13 @@ class Row:
     round_tokens: int
     identical: bool
     events: list[dict[str, Any]] = field(default_factory=list)
+    delay: float = 0.0
+    learned: float = 0.0
+
+    @property
+    def taken(self) -> float:
+        """Seconds that it kept the machine from others."""
+        return self.delay + self.seconds
 
 
 def report_of(
@@ -40,13 +50,16 @@ def report_of(
     policies: Sequence[str],
     settings: dict[str, Any],
     environment: dict[str, Any] | None = None,
+    arrivals: Mapping[float, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
     """The report as JSON values.
 
     ``policies`` by name; ``tasks`` the same by domain; ``won_seconds`` cumulative against
     ``never``, by policy; ``regret`` cumulative seconds of the bandit behind the fixed policy that
     was best in the end; ``decisions`` of the bandit with their contexts; ``rows``; with poisoned
-    feedback ``poison``: the accepted length before, while and after it lied, by policy.
+    feedback ``poison``: the accepted length before, while and after it lied, by policy; with
+    ``arrivals`` of requests by load ``loads``: by load and policy the mean and the 95th percentile
+    of the seconds from arrival to answer, and the seconds of the day.
     """
     by_policy = {name: [row for row in rows if row.policy == name] for name in policies}
     tasks = list(dict.fromkeys(row.task for row in rows))
@@ -61,10 +74,15 @@ def report_of(
         },
         "won_seconds": _won(by_policy),
         "regret": _regret(by_policy),
+        "loads": _loads(by_policy, arrivals or {}),
         **({"poison": _phases(by_policy, *settings["poison"])} if "poison" in settings else {}),
         "decisions": [
-            {"index": row.index, **{key: event[key] for key in ("context", "arm", "values")}}
-            for row in by_policy.get(BANDIT, ())
+            {
+                "index": row.index,
+                "policy": row.policy,
+                **{key: event[key] for key in ("context", "arm", "values")},
+            }
+            for row in rows
             for event in row.events
             if event["event"] == "decide"
         ],
@@ -77,7 +95,7 @@ def report_of(
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     events = [event for row in rows for event in row.events]
     attempts = [event for event in events if event["event"] == "attempt"]
-    seconds, rounds = sum(row.seconds for row in rows), sum(row.rounds for row in rows)
+    seconds, rounds = sum(row.taken for row in rows), sum(row.rounds for row in rows)
     return {
         "tokens_per_second": sum(row.tokens for row in rows) / seconds if seconds else None,
         "accepted_length": sum(row.round_tokens for row in rows) / rounds if rounds else None,
@@ -87,6 +105,8 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
         "update_seconds": sum(event["seconds"] for event in attempts),
         "rollbacks": sum(event["event"] == "rollback" for event in events),
         "seconds": seconds,
+        "delay_seconds": sum(row.delay for row in rows),
+        "learned_seconds": sum(row.learned for row in rows),
         "requests": len(rows),
         "different_answers": sum(not row.identical for row in rows),
     }
@@ -104,7 +124,24 @@ def _phases(by_policy: dict[str, list[Row]], first: int, last: int) -> dict[str,
 
 
 def _seconds(rows: Sequence[Row]) -> list[float]:
-    return list(accumulate(row.seconds for row in rows))
+    return list(accumulate(row.taken for row in rows))
+
+
+def _loads(
+    by_policy: dict[str, list[Row]], arrivals: Mapping[float, Sequence[float]]
+) -> dict[str, Any]:
+    """Of every load those that learn in its gaps, and those to whom gaps are nothing."""
+    found: dict[str, Any] = {}
+    for load, at in arrivals.items():
+        of_others = [f" at {other:g}" for other in arrivals if other != load]
+        found[f"{load:g}"] = {
+            name: asdict(
+                served(at[: len(rows)], [r.delay for r in rows], [r.seconds for r in rows])
+            )
+            for name, rows in by_policy.items()
+            if rows and not name.endswith(tuple(of_others))
+        }
+    return found
 
 
 def _won(by_policy: dict[str, list[Row]]) -> dict[str, list[float]]:

@@ -1,39 +1,32 @@
 """A stream of prompts under several policies of adaptation, request by request in turn.
 
-Every policy has its own copy of the drafter, its budgets and its adaptation; all share the target.
-Each request is answered under all of them, one right after the other, in an order drawn anew:
-what the machine does besides slows them all alike. The clock of a request runs until everything it
-caused is done, updates included. An interrupted run goes on from its last checkpoint.
+Every contender has its own copy of the drafter, its budgets and its adaptation; all share the
+target. Each request is answered by all of them, one right after the other, in an order drawn anew:
+what the machine does besides slows them all alike. Of those that learn in gaps each has a clock
+(:mod:`specblock.adaptation.replay.clock`) on which requests come; in a gap it learns for real until
+the next one comes or there is nothing left to do, and the rest of the gap passes at once. An
+interrupted run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
 import json
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from specblock.adaptation.config import MEMORY, AdaptationConfig
-from specblock.adaptation.doorway import adapt as start_adapting
+from specblock.adaptation.adapter import Adaptation
+from specblock.adaptation.replay.clock import Clock, arrivals
+from specblock.adaptation.replay.contenders import Contender, Name
 from specblock.adaptation.replay.poison import LyingReducer
 from specblock.adaptation.replay.report import NEVER, Row, report_of
-from specblock.config import GenerationConfig
-from specblock.drafters.lookup.copies import TextCopies
-from specblock.drafters.specblock.network import SpecBlockModel
-from specblock.drafters.specblock.propose import SpecBlockDrafter
-from specblock.engine.speculator import Speculator
 from specblock.errors import ConfigError, ContextError
-from specblock.kernels.linear import routed
 from specblock.storage import write_atomically
 
-POLICIES = (NEVER, MEMORY, "always-heads", "always-last-layer", "always-full", "bandit")
-WARM_UP_TOKENS = 16
+__all__ = ["Plan", "Request", "former_rows", "replay_stream"]
 
 
 @dataclass(frozen=True)
@@ -45,100 +38,152 @@ class Request:
     prompt: Any
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a replay does.
+
+    Attributes:
+        policies: of :data:`specblock.adaptation.replay.contenders.POLICIES`; with ``+at-once``
+            behind it one updates between two requests even where there are gaps.
+        loads: shares of the machine's time that requests would take. Where given, requests arrive,
+            and those that learn do so in the gaps of each load.
+        seed: of the order of the contenders and of the arrivals.
+        poison: requests, first and behind the last, of which the feedback lies.
+        environment: what the figures are measured on, for the report.
+        out: JSON report, written at every checkpoint. A report there with the same settings is gone
+            on with; the adaptations' states are kept beside it, in ``OUT.adapt``.
+        checkpoint_every: so many requests.
+    """
+
+    policies: Sequence[str]
+    loads: Sequence[float] = ()
+    seed: int = 0
+    poison: tuple[int, int] | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    checkpoint_every: int = 10
+
+    def arrivals(self, rows: Sequence[Row]) -> dict[float, list[float]]:
+        """By load when the requests so far came, and when the next one does: at the pace of never,
+        or of the first policy where never is not among them."""
+        base = NEVER if NEVER in self.policies else rows[0].policy if rows else ""
+        seconds = [row.seconds for row in rows if row.policy == base]
+        return {load: arrivals(seconds, load, self.seed) for load in self.loads}
+
+
 def replay_stream(
-    speculator: Speculator,
-    requests: Sequence[Request],
-    *,
-    policies: Sequence[str],
-    config: GenerationConfig,
-    adapt: AdaptationConfig,
-    out: Path | None = None,
-    seed: int = 0,
-    poison: tuple[int, int] | None = None,
-    environment: dict[str, Any] | None = None,
-    checkpoint_every: int = 10,
+    contenders: dict[Name, Contender],
+    requests: Sequence[Any],
+    plan: Plan,
+    settings: dict[str, Any],
+    rows: Sequence[Row] = (),
     progress: Callable[[int, int, dict[str, Any]], None] = lambda done, of, report: None,
 ) -> dict[str, Any]:
-    """Answer ``requests`` in order under each of ``policies``.
+    """Answer ``requests`` in order with each of ``contenders``.
 
     Args:
-        speculator: with a SpecBlock drafter; it is copied for every policy, not changed.
-        adapt: settings of the adapting policies; its folder and policy are not used.
-        out: JSON report, written at every checkpoint. A report there with the same settings is
-            gone on with; the adaptations' states are kept beside it, in ``OUT.adapt``.
-        seed: of the order of the policies.
-        poison: requests, first and behind the last, of which the feedback lies.
-        environment: what the figures were measured on, for the report.
+        requests: what the contenders take, with an ``id`` and a ``task``.
+        settings: for the report.
+        rows: of the requests that are done already, see :func:`former_rows`.
 
     Returns:
         The report, see :func:`specblock.adaptation.replay.report.report_of`.
-
-    Raises:
-        ConfigError: an unknown policy, no SpecBlock drafter, or a report of other settings.
     """
-    check_policies(policies)
-    _check_drafter(speculator)
-    settings = _settings(requests, policies, config, adapt, seed, poison)
-    rows = _former_rows(out, settings)
+    rows = list(rows)
     done = rows[-1].index + 1 if rows else 0
-    runners = _runners(speculator, policies, adapt, out, fresh=done == 0)
-    _warm_up(runners, requests, config)
-    report = report_of(rows, list(policies), settings, environment)
+    days = {name: _Day(contenders[name], name, plan, rows) for name in contenders}
+
+    def report_so_far() -> dict[str, Any]:
+        names = [str(name) for name in contenders]
+        return report_of(rows, names, settings, plan.environment, plan.arrivals(rows))
+
+    report = report_so_far()
     for index in range(done, len(requests)):
-        _poison(runners.values(), poison is not None and poison[0] <= index < poison[1])
-        order = random.Random(f"{seed}:{index}").sample(policies, len(policies))
-        answered = _answer(runners, order, requests[index], index, config)
-        rows += [answered[policy] for policy in policies if answered]
+        lying = plan.poison is not None and plan.poison[0] <= index < plan.poison[1]
+        _poison(contenders.values(), lying)
+        order = random.Random(f"{plan.seed}:{index}").sample(list(days), len(days))
+        rows += _answered(days, order, requests[index], index, plan.arrivals(rows))
         last = index + 1 == len(requests)
-        if last or (index + 1) % checkpoint_every == 0:
-            _keep(runners.values(), last)
-            report = report_of(rows, list(policies), settings, environment)
-            _write(out, report)
+        if last or (index + 1) % plan.checkpoint_every == 0:
+            _keep(contenders.values(), last)
+            report = report_so_far()
+            if plan.out is not None:
+                write_atomically(plan.out, json.dumps(report, indent=1) + "\n")
             progress(index + 1, len(requests), report)
     return report
 
 
-def check_policies(policies: Sequence[str]) -> None:
-    """Raises :class:`ConfigError` for none, or one that does not exist."""
-    for name in policies:
-        if name not in POLICIES:
-            near = difflib.get_close_matches(name, POLICIES, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(POLICIES)}."
-            raise ConfigError(f"There is no policy '{name}'; {hint}")
-    if not policies or len(set(policies)) < len(policies):
-        raise ConfigError(f"Name each policy once, at least one of {', '.join(POLICIES)}.")
+class _Day:
+    """One contender's: what it answers, and when it has time to learn."""
+
+    def __init__(self, contender: Contender, name: Name, plan: Plan, rows: Sequence[Row]):
+        self._contender, self._name = contender, name
+        self._clock = Clock()
+        if name.load is not None:
+            own = [row for row in rows if row.policy == str(name)]
+            for row, at in zip(own, plan.arrivals(rows)[name.load], strict=False):
+                self._clock.answer(at, row.delay, row.seconds)
+
+    def answer(
+        self, request: Any, index: int, at: dict[float, list[float]]
+    ) -> tuple[Row, list[int]]:
+        """A request's row and tokens; ``at`` by load: arrivals, this one's last."""
+        adaptation = self._contender.adaptation
+        journal = getattr(adaptation, "journal", None)
+        logged = 0 if journal is None else journal.written
+        delay = learned = 0.0
+        if self._name.load is not None:
+            delay, learned = self._learn_until(at[self._name.load][-1])
+        answered = self._contender.answer(request)
+        if self._name.load is not None:
+            self._clock.answer(at[self._name.load][-1], delay, answered.seconds)
+        row = Row(
+            index=index,
+            id=request.id,
+            task=request.task,
+            policy=str(self._name),
+            tokens=len(answered.token_ids),
+            seconds=answered.seconds,
+            rounds=answered.rounds,
+            round_tokens=answered.round_tokens,
+            identical=True,
+            delay=delay,
+            learned=learned,
+            events=[] if journal is None else journal.since(logged),
+        )
+        return row, answered.token_ids
+
+    def _learn_until(self, arrival: float) -> tuple[float, float]:
+        """Seconds that the request had to wait for the rest of a step, and those of all steps."""
+        gap, learned, more = self._clock.gap(arrival), 0.0, True
+        while more and learned < gap:
+            began = time.perf_counter()
+            more = self._contender.adaptation.rest()
+            learned += time.perf_counter() - began
+        delay = max(0.0, learned - gap) if gap else 0.0
+        if gap:
+            self._contender.adaptation.came(gap + delay, [delay])
+        return delay, learned
 
 
-def _check_drafter(speculator: Speculator) -> None:
-    if not isinstance(getattr(speculator.drafter, "model", None), SpecBlockModel):
-        raise ConfigError("Adaptation needs a SpecBlock drafter: choose one with --drafter.")
+def _answered(
+    days: dict[Name, _Day], order: Sequence[Name], request: Any, index: int,
+    at: dict[float, list[float]],
+) -> list[Row]:  # fmt: skip
+    """One request by every contender; nothing where it does not fit the context."""
+    try:
+        found = {name: days[name].answer(request, index, at) for name in order}
+    except ContextError:
+        return []
+    rows = [found[name] for name in days]
+    return [replace(row, identical=tokens == rows[0][1]) for row, tokens in rows]
 
 
-def _settings(
-    requests: Sequence[Request],
-    policies: Sequence[str],
-    config: GenerationConfig,
-    adapt: AdaptationConfig,
-    seed: int,
-    poison: tuple[int, int] | None,
-) -> dict[str, Any]:
-    """What a report must agree on to be gone on with."""
-    return {
-        **({} if poison is None else {"poison": list(poison)}),
-        "generation": config.to_dict(),
-        "adaptation": adapt.to_dict() | {"folder": None, "policy": "bandit"},
-        "policies": list(policies),
-        "requests": [request.id for request in requests],
-        "seed": seed,
-    }
+def former_rows(out: Path | None, settings: dict[str, Any]) -> list[Row]:
+    """The rows of a report that can be gone on with; none without one.
 
-
-def _folder(out: Path | None, policy: str) -> Path | None:
-    return None if out is None else out.with_name(out.name + ".adapt") / policy
-
-
-def _former_rows(out: Path | None, settings: dict[str, Any]) -> list[Row]:
-    """The rows of a report that can be gone on with; none without one."""
+    Raises :class:`ConfigError` where it is no report, or one of other settings.
+    """
     if out is None or not out.exists():
         return []
     try:
@@ -146,135 +191,24 @@ def _former_rows(out: Path | None, settings: dict[str, Any]) -> list[Row]:
         same = former["settings"] == json.loads(json.dumps(settings))
         rows = [Row(**row) for row in former["rows"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{out} holds no report of bench-adapt: name another file.") from error
+        raise ConfigError(f"{out} holds no report of bench adapt: name another file.") from error
     if not same:
         raise ConfigError(f"{out} holds a report with other settings: name another file.")
     return rows
 
 
-def _runners(
-    speculator: Speculator,
-    policies: Sequence[str],
-    adapt: AdaptationConfig,
-    out: Path | None,
-    *,
-    fresh: bool,
-) -> dict[str, Speculator]:
-    return {
-        policy: _runner(speculator, policy, adapt, _folder(out, policy), fresh=fresh)
-        for policy in policies
-    }
+def _poison(contenders: Iterable[Contender], lying: bool) -> None:
+    for adaptation in (contender.adaptation for contender in contenders):
+        if isinstance(adaptation, Adaptation):
+            honest = getattr(adaptation.reducer, "honest", adaptation.reducer)
+            drafted = adaptation.drafter.model.t2d
+            adaptation.reducer = LyingReducer(honest, drafted) if lying else honest
 
 
-def _runner(
-    speculator: Speculator,
-    policy: str,
-    adapt: AdaptationConfig,
-    folder: Path | None,
-    *,
-    fresh: bool,
-) -> Speculator:
-    """A Speculator of its own for ``policy``, with the same target."""
-    if fresh and folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-    budget, sampling = copy.deepcopy((speculator.budget, speculator.sampling_budget))
-    runner = Speculator(
-        speculator.target,
-        speculator.tokenizer,
-        copy_drafter(speculator.drafter),
-        budget,
-        speculator.costs,
-        sampling,
-        None if speculator.copies is None else TextCopies(),
-    )
-    if policy == NEVER:
-        return runner
-    chosen = {"folder": folder, "policy": policy, "save_every_seconds": 1e9}
-    return start_adapting(runner, adapt.replace(**chosen))
-
-
-def copy_drafter(drafter: SpecBlockDrafter) -> SpecBlockDrafter:
-    """Another drafter with the same weights; the embeddings are shared."""
-    for linear in routed(drafter.model):
-        linear.refresh()
-    embeddings = drafter.model.input_layer.embed_tokens.weight
-    model = copy.deepcopy(drafter.model, {id(embeddings): embeddings})
-    return SpecBlockDrafter(
-        model,
-        blocks=drafter.blocks,
-        policy=drafter.policy,
-        max_leaves=drafter.max_leaves,
-        max_nodes=drafter.max_nodes,
-        untrained=drafter.untrained,
-    )
-
-
-def _warm_up(
-    runners: dict[str, Speculator], requests: Sequence[Request], config: GenerationConfig
-) -> None:
-    """A few discarded tokens, which no adaptation sees."""
-    if not requests:
-        return
-    short = config.replace(max_new_tokens=min(WARM_UP_TOKENS, config.max_new_tokens))
-    for runner in runners.values():
-        adaptation, runner.adaptation = runner.adaptation, None
-        runner.generate(requests[0].prompt, short)
-        runner.adaptation = adaptation
-
-
-def _answer(
-    runners: dict[str, Speculator],
-    order: list[str],
-    request: Request,
-    index: int,
-    config: GenerationConfig,
-) -> dict[str, Row]:
-    """One request under every policy; nothing where it does not fit the context."""
-    answers, taken, events = {}, {}, {}
-    for policy in order:
-        adaptation = runners[policy].adaptation
-        logged = 0 if adaptation is None else adaptation.journal.written
-        began = time.perf_counter()
-        try:
-            answers[policy] = runners[policy].generate(request.prompt, config)
-        except ContextError:
-            return {}
-        taken[policy] = time.perf_counter() - began
-        events[policy] = [] if adaptation is None else adaptation.journal.since(logged)
-    first = answers[next(iter(runners))].token_ids
-    return {
-        policy: Row(
-            index=index,
-            id=request.id,
-            task=request.task,
-            policy=policy,
-            tokens=len(answer.token_ids),
-            seconds=taken[policy],
-            rounds=answer.stats.rounds,
-            round_tokens=answer.stats.round_tokens,
-            identical=answer.token_ids == first,
-            events=events[policy],
-        )
-        for policy, answer in answers.items()
-    }
-
-
-def _poison(runners: Iterable[Speculator], lying: bool) -> None:
-    for adaptation in (runner.adaptation for runner in runners if runner.adaptation is not None):
-        honest = getattr(adaptation.reducer, "honest", adaptation.reducer)
-        drafted = adaptation.drafter.model.t2d
-        adaptation.reducer = LyingReducer(honest, drafted) if lying else honest
-
-
-def _keep(runners: Iterable[Speculator], last: bool) -> None:
+def _keep(contenders: Iterable[Contender], last: bool) -> None:
     """Save every adaptation; after the last request end them too."""
-    for runner in runners:
+    for contender in contenders:
         if last:
-            runner.close()
-        elif runner.adaptation is not None:
-            runner.adaptation.save()
-
-
-def _write(out: Path | None, report: dict[str, Any]) -> None:
-    if out is not None:
-        write_atomically(out, json.dumps(report, indent=1) + "\n")
+            contender.close()
+        elif contender.adaptation is not None:
+            contender.adaptation.save()

@@ -23,6 +23,7 @@ from specblock.bench.measure.meter import MeteredDrafter
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.light import route_drafter
 from specblock.drafters.registry import make_drafter
+from specblock.drafters.static.drafter import StaticDrafter
 from specblock.engine.machine.calibrate import measured_routes
 from specblock.engine.machine.measure import measure_costs
 from specblock.errors import ConfigError
@@ -34,6 +35,7 @@ from specblock.tree.growth import GrowthPolicy
 __all__ = ["drafting_cost"]
 
 RIVAL = "eagle3"
+_STATIC = (RIVAL, "specblock")
 _ROOM = 1.3  # memory beside the weights: activations, caches, the allocator
 _WARM_UP = 3
 
@@ -50,6 +52,7 @@ def drafting_cost(
     context: int = 256,
     accepted: int = 4,
     seed: int = 0,
+    static: bool = False,
     on_step: OnStep = lambda step: None,
 ) -> dict[str, Any]:
     """Measure seconds per round of drafting at equal node budgets, and verification by nodes.
@@ -61,6 +64,7 @@ def drafting_cost(
         rounds: measured rounds per drafter and budget.
         context: positions in the drafters' caches before the first round.
         accepted: pairs that enter the cache in every round.
+        static: also EAGLE-3 and SpecBlock with static shapes, captured on a GPU.
 
     Returns:
         JSON values: ``parameters``, ``drafting`` (by drafter and budget: seconds with quartiles,
@@ -82,11 +86,8 @@ def drafting_cost(
     torch.manual_seed(seed)
     on_step("building the drafters")
     drafters = _build(shape, torch.device(device), dtype, max(nodes))
-    drafting: dict[str, dict[str, Any]] = {name: {} for name in drafters}
-    for budget in nodes:
-        on_step(f"drafting {budget} nodes")
-        for name, figures in _rounds(drafters, budget, rounds, context, accepted).items():
-            drafting[name][str(budget)] = figures
+    drafters |= {f"{name}, static": _static(drafters[name]) for name in _STATIC if static}
+    drafting = _by_budget(drafters, nodes, (rounds, context, accepted), on_step)
     report |= {"drafting": drafting, "ratio_to_eagle3": _ratios(drafting)}
     del drafters
     report.update(_verification(shape, device, dtype, report["parameters"]["target"], on_step))
@@ -134,6 +135,26 @@ def _build(
         for linear in (linear for network in networks for linear in routed(network)):
             linear.use(table)
     return drafters
+
+
+def _static(metered: MeteredDrafter) -> MeteredDrafter:
+    """The same network in static shapes."""
+    return MeteredDrafter(StaticDrafter(metered.drafter.another()))
+
+
+def _by_budget(
+    drafters: dict[str, MeteredDrafter],
+    nodes: Sequence[int],
+    how: tuple[int, int, int],
+    on_step: OnStep,
+) -> dict[str, dict[str, Any]]:
+    """Figures by drafter and budget; ``how`` many rounds, positions before them, pairs of each."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in drafters}
+    for budget in nodes:
+        on_step(f"drafting {budget} nodes")
+        for name, figures in _rounds(drafters, budget, *how).items():
+            found[name][str(budget)] = figures
+    return found
 
 
 def _rounds(

@@ -17,6 +17,7 @@ from typing import Any
 
 from specblock.bench.load.report import is_load, load_markdown, read_load
 from specblock.bench.measure.rows import Row
+from specblock.bench.playback.report import is_playback, playback_markdown, read_playback
 from specblock.bench.report.evaluations import evaluation_markdown, is_evaluation, read_evaluation
 from specblock.bench.report.streams import is_stream, read_stream, stream_markdown
 from specblock.bench.report.summary import RIVAL, Summary
@@ -59,6 +60,8 @@ def read_report(path: str | Path) -> dict[str, Any]:
             return read_evaluation(report)
         if is_load(report):
             return read_load(report)
+        if is_playback(report):
+            return read_playback(report)
         rows = [Row.from_dict(row) for row in report["rows"]]
         costs = {name: CostTable.from_dict(t) for name, t in report.get("costs", {}).items()}
         names, seed = list(report["methods"]), report["settings"]["seed"]
@@ -91,6 +94,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         return evaluation_markdown(report)
     if is_load(report):
         return load_markdown(report)
+    if is_playback(report):
+        return playback_markdown(report)
     parts = [_measured_on(report), table(methods_rows(report)), table(rounds_rows(report))]
     pairs, tasks = pairs_rows(report), tasks_rows(report)
     if len(pairs) > 1:

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["RESAMPLES", "Interval", "bootstrap_median", "bootstrap_ratio"]
+__all__ = [
+    "RESAMPLES",
+    "Interval",
+    "bootstrap_median",
+    "bootstrap_quotient",
+    "bootstrap_ratio",
+]
 
 RESAMPLES = 10_000
 _LEVELS = (0.025, 0.975)
@@ -48,6 +54,29 @@ def bootstrap_ratio(
     sums = bottom[draws].sum(axis=1)
     drawn = top[draws].sum(axis=1)[sums > 0] / sums[sums > 0]
     return _interval(float(top.sum() / bottom.sum()), drawn)
+
+
+def bootstrap_quotient(
+    own: tuple[Sequence[float], Sequence[float]],
+    rival: tuple[Sequence[float], Sequence[float]],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """(sum of own[0] / sum of own[1]) / (the same of the rival), a percentile interval beside it.
+
+    All four columns hold one value a prompt and are drawn together. Nulls where a sum is 0.
+    """
+    columns = [np.asarray(column, dtype=float) for column in (*own, *rival)]
+    if len({column.shape for column in columns}) > 1:
+        raise ValueError("a quotient needs as many values in every column")
+    if min(column.sum() for column in columns) <= 0:
+        return _interval(None)
+    draws = _draws(len(columns[0]), seed, resamples)
+    above, below, other_above, other_below = (column[draws].sum(axis=1) for column in columns)
+    usable = (below > 0) & (other_above > 0)
+    drawn = (above * other_below)[usable] / (below * other_above)[usable]
+    a, b, c, d = (float(column.sum()) for column in columns)
+    return _interval(a * d / (b * c), drawn)
 
 
 def _draws(count: int, seed: int, resamples: int) -> np.ndarray:

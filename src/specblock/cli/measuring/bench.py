@@ -61,6 +61,14 @@ Concurrency = Annotated[
     ),
 ]
 
+Costs = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Cost sheet of another machine, by name or file; several: a playback, no clock is "
+        "read. What ships: paper-a100-llama-3.1-8b, h100-llama-3.1-8b, h100-qwen3-8b.",
+    ),
+]
+
 
 @verb
 def bench(
@@ -83,10 +91,12 @@ def bench(
     exact: options.Exact = None,
     budget: Budget = "measured",
     concurrency: Concurrency = None,
+    costs: Costs = None,
 ) -> None:
     """Measure methods against each other, interleaved prompt by prompt.
 
     With --concurrency: many clients at once, by the engine and by transformers.
+    With --costs: the same rounds in the seconds of other machines.
     """
     from specblock.bench import load_suite
     from specblock.bench.suites.prompts import check_templates
@@ -96,12 +106,10 @@ def bench(
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     config = GenerationConfig(max_new_tokens=max_new_tokens, seed=seed, **sampling)
     chosen = load_suite(prompts, limit=limit, per_task=per_task, seed=seed)
-    if concurrency is not None:
-        from specblock.cli.measuring.load import bench_load
-
-        bench_load(
-            concurrency, methods, chosen, prompts or "own", config, json_out,
-            model=model, drafter=drafter, dtype=dtype, device=device, threads=threads, exact=exact,
+    if concurrency is not None or costs:
+        _another_kind(
+            concurrency, costs, methods, chosen, prompts or "own", config, json_out, resume, exact,
+            model=model, drafter=drafter, dtype=dtype, device=device, threads=threads,
         )  # fmt: skip
         return
     earlier, placement = json_out if resume else None, (dtype, device, threads)
@@ -112,6 +120,31 @@ def bench(
     _say_result(report)
     if not report["rows"]:
         raise SpecBlockError("No prompt could be answered: see above what is wrong with each.")
+
+
+def _another_kind(
+    concurrency: str | None,
+    costs: list[str] | None,
+    methods: str,
+    chosen: list[BenchPrompt],
+    suite: str,
+    config: GenerationConfig,
+    out: Path | None,
+    resume: bool,
+    exact: bool | None,
+    **placement: Any,
+) -> None:
+    """Many clients at once, or a playback."""
+    if concurrency is not None:
+        from specblock.cli.measuring.load import bench_load
+
+        bench_load(concurrency, methods, chosen, suite, config, out, exact=exact, **placement)
+        return
+    from specblock.cli.measuring.playback import bench_playback
+
+    if not config.sampling().greedy:
+        raise ConfigError("With --costs answers are greedy: leave --temperature at 0.")
+    bench_playback(costs or [], methods, chosen, suite, config, out, resume, **placement)
 
 
 def _measure(

@@ -32,6 +32,9 @@ def bench_cost(
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file.")
     ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also measure a cost sheet for `bench --costs`.")
+    ] = None,
 ) -> None:
     """Time drafting with random weights at a model's shape, at equal node budgets."""
     import torch
@@ -42,12 +45,7 @@ def bench_cost(
     from specblock.target.loading.zoo import DTYPES
 
     found = find_shape(shape)
-    if not isinstance(DTYPES.get(dtype), torch.dtype):
-        raise ConfigError(f"dtype must be float32, bfloat16 or float16, not '{dtype}'.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("There is no CUDA device here; use --device cpu.")
-    if not all(part.strip().isdecimal() for part in nodes.split(",")):
-        raise ConfigError("--nodes is a list of numbers such as 60,90.")
+    _check(device, dtype, nodes)
     if threads is not None:
         torch.set_num_threads(threads)
     report = drafting_cost(
@@ -65,6 +63,35 @@ def bench_cost(
     if json_out is not None:
         write_atomically(json_out, json.dumps(report, indent=1, allow_nan=False) + "\n")
     _say(report)
+    if sheet is not None:
+        _measure_sheet(sheet, shape, device, DTYPES[dtype], context)
+
+
+def _check(device: str, dtype: str, nodes: str) -> None:
+    import torch
+
+    from specblock.target.loading.zoo import DTYPES
+
+    if not isinstance(DTYPES.get(dtype), torch.dtype):
+        raise ConfigError(f"dtype must be float32, bfloat16 or float16, not '{dtype}'.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("There is no CUDA device here; use --device cpu.")
+    if not all(part.strip().isdecimal() for part in nodes.split(",")):
+        raise ConfigError("--nodes is a list of numbers such as 60,90.")
+
+
+def _measure_sheet(out: Path, name: str, device: str, dtype: Any, context: int) -> None:
+    from specblock.bench.costs.shapes import find_shape
+    from specblock.bench.costs.sheets import measured_sheet, random_target
+    from specblock.storage import write_atomically
+
+    if device == "meta":
+        raise ConfigError("--sheet measures: name a --device that computes.")
+    shape = find_shape(name)
+    say_step("building the target")
+    target = random_target(shape, device, dtype)
+    found = measured_sheet(f"measured-{name}", shape, target, context=context, on_step=say_step)
+    write_atomically(out, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
 
 
 def _say(report: dict[str, Any]) -> None:

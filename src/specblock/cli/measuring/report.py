@@ -68,6 +68,7 @@ def report(
 
 def _draw(reports: dict[str, dict[str, Any]], plot: Path | None, html_out: Path | None) -> None:
     """The curves of a replayed stream or of trainings, and the page of all others."""
+    from specblock.bench.playback.report import is_playback
     from specblock.bench.report.evaluations import draw_curves, is_evaluation
     from specblock.bench.report.streams import is_stream
 
@@ -86,6 +87,6 @@ def _draw(reports: dict[str, dict[str, Any]], plot: Path | None, html_out: Path 
         from specblock.bench.report.page import page
         from specblock.storage import write_atomically
 
-        if streams or judged:
+        if streams or judged or any(map(is_playback, found)):
             raise ConfigError("Pages are of reports of `specblock bench`; see --plot for others.")
         write_atomically(html_out, page(reports))

@@ -10,6 +10,9 @@ last layer, its residual stream after attention, at the next position. That is l
    to as many directions as there are values. For this the heads look at their own position:
    queries and keys are one constant on the fastest rotary pairs, whose scores peak at distance 0.
 
+Where the target's layers are of another form, the MLP adds nothing at first and the middle is the
+output of the target's last layer, which the drafter's top feature then is.
+
 Later steps of a round are not fitted: their condition is the layer's own output.
 """
 
@@ -60,21 +63,23 @@ def fit_eagle3(
     target: nn.Module,
     sequences: list[Sequence],
     *,
+    copied: bool = True,
     strength: float = 1e-3,
 ) -> None:
     """Steps 1 and 2 of the module's text, in a pass each over ``sequences``.
 
-    Embeddings, post norm, MLP, final norm and head must be the target's already.
+    Embeddings, final norm and head must be the target's already, and post norm and MLP too, unless
+    they are not ``copied`` and add nothing.
     """
     config, layer = drafter.config, drafter.midlayer
     size = config.hidden_size
     width = len(config.feature_layers) * size
     first = Ridge(width + size, size)
-    for inputs, tokens, middle in _rows(drafter, target, sequences):
+    for inputs, tokens, middle in _rows(drafter, target, sequences, copied):
         first.add(torch.cat((inputs, tokens), dim=1), middle)
     drafter.fc.weight.copy_(first.solve(strength)[:, :width])
     second = Ridge(2 * size, size + 1)
-    for inputs, tokens, middle in _rows(drafter, target, sequences):
+    for inputs, tokens, middle in _rows(drafter, target, sequences, copied):
         condition = inputs @ drafter.fc.weight.t()
         missing = torch.cat((middle - condition, torch.ones(len(middle), 1)), dim=1)
         second.add(torch.cat((tokens, unit(condition)), dim=1), missing)
@@ -94,13 +99,16 @@ def fit_eagle3(
 
 
 def _rows(
-    drafter: Eagle3Model, target: nn.Module, sequences: list[Sequence]
+    drafter: Eagle3Model, target: nn.Module, sequences: list[Sequence], copied: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Per sequence and pair: features as ``fc`` gets them, normed token, middle to be guessed."""
     config, size = drafter.config, drafter.config.hidden_size
     for sequence in sequences:
         top = sequence.features[:, -size:]
-        middle = middle_of_last_layer(target, top, config.feature_layers[-1])
+        if copied:
+            middle = middle_of_last_layer(target, top, config.feature_layers[-1])
+        else:
+            middle = unit(top)
         features = sequence.features.float()[:-1]
         if drafter.feature_norms is not None:
             features = drafter.feature_norms(features)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from specblock.drafters.config import FEATURE_CONVENTION, StoredConfig
+from specblock.drafters.layers import rope_type
 from specblock.errors import CheckpointError
 
 
@@ -34,6 +35,7 @@ class ParallelConfig(StoredConfig):
     draft_vocab_size: int = 32000
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None  # transformers' entry of type linear or llama3
     # of the target's tokenizer (specblock.drafters.fingerprint); empty: not recorded
     tokenizer_fingerprint: str = ""
     target_name: str = ""
@@ -49,6 +51,7 @@ class ParallelConfig(StoredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rope_type(self.rope_scaling or {})  # refuses what the network cannot do
         if self.positions < 1:
             raise CheckpointError(f"positions is {self.positions}; give at least 1.")
 

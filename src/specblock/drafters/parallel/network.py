@@ -38,7 +38,7 @@ class ParallelModel(nn.Module):
         self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False)
         if config.sink:
             self.sink = nn.Parameter(torch.zeros(size))
-        self.rotary = Rotary(config.head_dim, config.rope_theta)
+        self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
         draft, full = config.draft_vocab_size, config.vocab_size
         self.register_buffer("d2t", torch.zeros(draft, dtype=torch.int64))
         self.register_buffer("t2d", torch.arange(full) < draft)

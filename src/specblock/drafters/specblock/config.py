@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from specblock.drafters.config import FEATURE_CONVENTION, StoredConfig, paper_feature_layers
+from specblock.drafters.layers import rope_type
 from specblock.errors import CheckpointError
 
 __all__ = ["DRAFTER_TYPE", "FEATURE_CONVENTION", "SpecBlockConfig", "paper_feature_layers"]
@@ -39,6 +40,7 @@ class SpecBlockConfig(StoredConfig):
     rank_classes: int = 4
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None  # transformers' entry of type linear or llama3
     # of the target's tokenizer (specblock.drafters.fingerprint); empty: not recorded
     tokenizer_fingerprint: str = ""
     target_name: str = ""
@@ -59,6 +61,7 @@ class SpecBlockConfig(StoredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rope_type(self.rope_scaling or {})  # refuses what the network cannot do
         if not 0 <= self.cached_slots <= self.block_size:
             raise CheckpointError(
                 f"cached_slots is {self.cached_slots} but a block has {self.block_size} slots; "

@@ -13,7 +13,7 @@ from specblock.drafters.shortlist import best_logits
 from specblock.drafters.specblock.network import RANK_TOP, SpecBlockModel
 from specblock.tree.policy import BlockCandidates
 
-__all__ = ["Entries"]
+__all__ = ["Entries", "candidates_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Entries:
         ]
         if not any(counts):
             return [(own, None) for own in ends]
-        candidates = _candidates(model, torch.cat(ends), width)
+        candidates = candidates_of(model, torch.cat(ends), width)
         return list(zip(ends, candidates.split(counts), strict=True))
 
 
@@ -99,7 +99,7 @@ def _inputs(forwards: Sequence[Entries]) -> Tensor:
     return torch.cat(parts)
 
 
-def _candidates(model: SpecBlockModel, hidden: Tensor, width: int) -> BlockCandidates:
+def candidates_of(model: SpecBlockModel, hidden: Tensor, width: int) -> BlockCandidates:
     """Candidates of the slots ``hidden [B, K, H]``."""
     normed = model.norm(hidden)
     top, ids, total = best_logits(model.lm_head, normed, RANK_TOP)

@@ -6,7 +6,9 @@ heads themselves start at zero, so at first every position proposes the same);
 
 The target's last L layers turn the input of the first of them into the next token. If the
 drafter's layers are copies of these, all its input layer has to do is guess that input at the
-*next* position from what is known at this one. That guess is linear regression:
+*next* position from what is known at this one. Where the layers are of a form that the drafter's
+cannot copy (:mod:`specblock.drafters.starting.lending`), the drafter's add nothing at first, and
+its input layer guesses the output of the target's last layer. That guess is linear regression:
 
 1. ``condition_proj``: ridge regression of the guess on the normed features and token embedding;
    its feature part becomes the projection.
@@ -15,13 +17,15 @@ drafter's layers are copies of these, all its input layer has to do is guess tha
 3. slots k >= 1: what a regression on the input k positions further on adds to that of slot 0,
    cut to ``slot_rank`` directions, the ones that move the guess most.
 
-The shift starts as (identity, 0); norm and head are the target's; the sink entry is the first
-token's own hidden state. Only targets whose layers have the drafter's shape can lend them.
+What is guessed is the top feature layer, which :func:`specblock.training.kinds.drafter_config`
+chooses accordingly. The shift starts as (identity, 0); norm and head are the target's; the sink
+entry is the first token's own top feature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -31,84 +35,71 @@ from specblock.drafters.eagle3.start import fit_eagle3
 from specblock.drafters.objectives.sequence import Sequence
 from specblock.drafters.parallel.network import ParallelModel
 from specblock.drafters.specblock.network import SpecBlockModel
+from specblock.drafters.starting.head import attach_target, final_norm
+from specblock.drafters.starting.lending import loan_of
 from specblock.drafters.starting.ridge import Ridge, unit
-from specblock.errors import CheckpointError
 from specblock.steps import Steps, drained
-from specblock.target.architecture.structure import decoder_layers, text_config
+
+__all__ = ["fit_input_layer", "fitting_input_layer", "start_layers", "warm_start"]
+
+_log = logging.getLogger("specblock")
 
 Layered = SpecBlockModel | ParallelModel  # drafters with SpecBlock's input layer and layers
-
-_BEHIND_ATTENTION = (
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
-    "mlp.gate_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-)
-
-
-def attention_form(target: nn.Module) -> dict[str, bool]:
-    """The settings of a drafter whose attention is to have the form of the target's last layer."""
-    names = decoder_layers(target)[-1].state_dict()
-    return {
-        "qkv_bias": "self_attn.q_proj.bias" in names,
-        "qk_norm": "self_attn.q_norm.weight" in names,
-    }
-
-
-def copy_target_layers(drafter: Layered, target: nn.Module) -> None:
-    """Give the drafter the target's last layers, final norm, head rows and embeddings.
-
-    Raises :class:`CheckpointError` if the target's layers hold anything the drafter's lack.
-    """
-    layers = decoder_layers(target)
-    first = len(layers) - len(drafter.layers)
-    activation = getattr(text_config(target), "hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise CheckpointError(
-            f"The target's layers cannot be copied into the drafter (their activation is "
-            f"{activation}, not silu)."
-        )
-    for own, lent in zip(drafter.layers, layers[first:], strict=True):
-        own.load_state_dict(_lent(lent.state_dict(), own.state_dict()))
-    attach_target(drafter, target, head=True)
-    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
-
-
-def copy_behind_attention(drafter: Eagle3Model, target: nn.Module) -> None:
-    """Give the drafter what follows the attention of the target's last layer, and embeddings.
-
-    Raises :class:`CheckpointError` if the layer has another form than the drafter's there.
-    """
-    state = decoder_layers(target)[-1].state_dict()
-    state = {name: value for name, value in state.items() if not name.startswith("self_attn.")}
-    state = _lent(state, _BEHIND_ATTENTION)
-    del state["input_layernorm.weight"]  # the drafter's norms another input
-    drafter.midlayer.load_state_dict(state, strict=False)
-    attach_target(drafter, target, head=True)
-    drafter.norm.weight.data.copy_(target.get_decoder().norm.weight)
-
-
-def _lent(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The weights in fp32 if they are exactly those of these names."""
-    odd = sorted(set(state) ^ set(names))
-    if odd:
-        raise CheckpointError(
-            f"The target's layers cannot be copied into the drafter (they differ in "
-            f"{', '.join(odd)})."
-        )
-    return {name: value.float() for name, value in state.items()}
+Report = Callable[[str], None]
 
 
 @torch.no_grad()
-def attach_target(drafter: nn.Module, target: nn.Module, *, head: bool) -> None:
-    """Fill the embeddings from the target, and with ``head`` the rows of the head too."""
-    for name, parameter in drafter.named_parameters():
-        if name.endswith("embed_tokens.weight"):
-            parameter.copy_(target.get_input_embeddings().weight)
-    if head:
-        rows = drafter.t2d.to(target.device)
-        drafter.lm_head.weight.copy_(target.get_output_embeddings().weight[rows])
+def start_layers(
+    drafter: Layered | Eagle3Model, target: nn.Module, report: Report = _log.info
+) -> bool:
+    """Give a drafter layers, final norm, head rows and embeddings to start from.
+
+    Returns:
+        Whether its layers are copies of the target's last ones, or for EAGLE-3 what is behind the
+        attention of its layer; otherwise they add nothing to their input. ``report`` is told which
+        of the two, and why.
+    """
+    eagle = isinstance(drafter, Eagle3Model)
+    layers = [drafter.midlayer] if eagle else list(drafter.layers)
+    obstacle = _copy_layers(layers, drafter.config, target, behind_attention=eagle)
+    if obstacle:
+        for layer in layers:
+            nn.init.zeros_(layer.self_attn.o_proj.weight)
+            nn.init.zeros_(layer.mlp.down_proj.weight)
+        report(f"the target's last layers cannot be copied ({obstacle}): the drafter's start as "
+               "the identity")  # fmt: skip
+    else:
+        report(f"the drafter starts with copies of the target's last {len(layers)} layers")
+    attach_target(drafter, target, head=True)
+    drafter.norm.weight.copy_(final_norm(target))
+    if isinstance(drafter, SpecBlockModel):
+        start_shift_as_identity(drafter)
+    return not obstacle
+
+
+def _copy_layers(
+    layers: list[nn.Module], config, target: nn.Module, *, behind_attention: bool
+) -> str:
+    """Copy the target's last layers, or say why not, before anything is changed."""
+    loan = loan_of(target, len(layers))
+    if not loan.layers:
+        return loan.obstacle
+    if config.feature_layers[-1] == config.target_layers - 1:
+        return "the drafter reads what they put out"
+    lent = [dict(state) for state in loan.layers]
+    if behind_attention:  # whose norm is of another input
+        lent = [{k: v for k, v in state.items() if k.startswith(("post_", "mlp."))}
+                for state in lent]  # fmt: skip
+    for layer, state in zip(layers, lent, strict=True):
+        own = layer.state_dict()
+        odd = [
+            name for name, value in state.items() if own.get(name, value[:0]).shape != value.shape
+        ]
+        if odd:
+            return f"the drafter's are of another shape in {', '.join(odd)}"
+    for layer, state in zip(layers, lent, strict=True):
+        layer.load_state_dict(state, strict=not behind_attention)
+    return ""
 
 
 def _rows(sequence: Sequence, drafter: Layered) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -160,6 +151,9 @@ def fitting_input_layer(
         yield
     solved = scale * second.solve(strength).unflatten(0, (slots, size))  # [K, H, 2H + 1]
     _install(drafter, solved, second.xx[:-1, :-1].float())
+    if config.sink:
+        first = [sequence.features[0, -size:].float() for sequence in sequences]
+        drafter.sink.copy_(torch.stack(first).mean(0))
 
 
 def _install(drafter: Layered, solved: Tensor, moments: Tensor) -> None:
@@ -193,20 +187,18 @@ def start_shift_as_identity(drafter: SpecBlockModel) -> None:
 
 
 @torch.no_grad()
-def warm_start(drafter: nn.Module, target: nn.Module, sequences: list[Sequence]) -> None:
+def warm_start(
+    drafter: nn.Module,
+    target: nn.Module,
+    sequences: list[Sequence],
+    report: Report = _log.info,
+) -> None:
     """Start a drafter of any kind in closed form from ``target`` and some thousand answer tokens.
 
-    Raises :class:`CheckpointError` if the target's layers are of another form.
+    ``report`` is told whether its layers are the target's (:func:`start_layers`).
     """
+    copied = start_layers(drafter, target, report)
     if isinstance(drafter, Eagle3Model):
-        copy_behind_attention(drafter, target)
-        fit_eagle3(drafter, target, sequences)
+        fit_eagle3(drafter, target, sequences, copied=copied)
         return
-    copy_target_layers(drafter, target)
-    if isinstance(drafter, SpecBlockModel):
-        start_shift_as_identity(drafter)
     fit_input_layer(drafter, sequences)
-    if drafter.config.sink:
-        size = drafter.config.hidden_size
-        first = [sequence.features[0, -size:].float() for sequence in sequences]
-        drafter.sink.copy_(torch.stack(first).mean(0))

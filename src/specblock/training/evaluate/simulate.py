@@ -7,6 +7,8 @@ length is the engine's on the same prompts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,13 +28,15 @@ def simulate(
     *,
     copies: TextCopies | None = None,
     device: torch.device | str = "cpu",
+    told: Callable[[DraftTree, slice, Trials], None] = lambda tree, fresh, trials: None,
 ) -> tuple[int, int]:
-    """Decode a known greedy answer with ``drafter``.
+    """Decode a known answer with ``drafter``.
 
     Args:
         sequence: an answer that the target gave at temperature 0.
         copies: adds what the text suggests, as in the engine.
         device: of the drafter.
+        told: of every round its tree, which of the answer's pairs it added, and its trials.
 
     Returns:
         (rounds, tokens) as :class:`specblock.engine.statistics.GenerationStats` counts them: one
@@ -56,6 +60,7 @@ def simulate(
         rounds += 1
         counted += fresh.stop - known
         drafter.observe(features[fresh], tokens[fresh])
+        told(tree, fresh, trials)
         known += accepted + 1
     return rounds, counted
 

@@ -21,6 +21,7 @@ class FeatureReader:
     """
 
     def __init__(self, model: nn.Module, feature_layers: tuple[int, ...], t2d: Tensor, top=64):
+        t2d = t2d.to(model.device)  # indexed by what the model says there
         self.model, self.t2d, self.top = model, t2d, min(top, int(t2d.sum()))
         self._draft_ids = t2d.nonzero().flatten()
         self._to_draft = t2d.long().cumsum(0) - 1

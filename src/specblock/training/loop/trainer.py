@@ -34,6 +34,7 @@ from specblock.training.loop.plan import micro_batches, steps_from
 from specblock.training.loop.state import check_identity, newest_state, version
 
 Report = Callable[[str], None]
+OnSave = Callable[[nn.Module, int, int], None]  # network, steps, answer tokens
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Trainer:
         workers: the processes that train together; made for the model's device if not given.
         report: is told what happens, one line at a time, in the main process alone.
         origin: what is trained on what, see :func:`specblock.training.loop.state.origin_of`.
+        on_save: is shown the network after every save, in the main process alone.
     """
 
     def __init__(
@@ -109,12 +111,13 @@ class Trainer:
         workers: Workers | None = None,
         report: Report = lambda line: None,
         origin: Mapping[str, Any] | None = None,
+        on_save: OnSave | None = None,
     ):
         device = next(model.parameters()).device
         self.workers = workers or Workers(cpu=device.type == "cpu")
         self.model, self.objective, self.sequences = model, objective, sequences
         self.config, self.folder, self.evaluator = config, folder, evaluator
-        self.origin = dict(origin or {})
+        self.origin, self._on_save = dict(origin or {}), on_save
         self.loss = TrainingLoss(model, objective, mixed_precision=config.mixed_precision)
         self.network = self.workers.wrap(self.loss, sharded=config.sharded)
         self._report = report if self.workers.is_main else lambda line: None
@@ -261,6 +264,9 @@ class Trainer:
             "version": version(),
         }
         save_state(self.folder, self.step, state, self.config.keep_checkpoints)
+        if self._on_save is not None:
+            with whole(self.network):
+                self._on_save(self.model, self.step, self.answer_tokens)
 
     def resume(self) -> bool:
         """Pick up the newest whole state of ``folder``; False if there is none.

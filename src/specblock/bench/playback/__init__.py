@@ -1,0 +1,1 @@
+"""Real rounds, priced with the costs of another machine and another target."""

@@ -1,0 +1,1 @@
+"""Drafters whose forwards have static shapes, recorded on a GPU."""

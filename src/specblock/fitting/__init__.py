@@ -1,0 +1,1 @@
+"""From a model to its drafter without traffic and without data: what ``specblock fit`` does."""
