@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["expanded", "mend", "spreads_per_request_values"]
+__all__ = ["expanded", "mend", "spreads_per_request_values", "unless_empty"]
 
 _log = logging.getLogger("specblock")
 
@@ -19,6 +22,9 @@ def mend() -> None:
     if not spreads_per_request_values(rejection_sampler.expand_batch_to_tokens):
         rejection_sampler.expand_batch_to_tokens = expanded
         _log.info("vLLM's expand_batch_to_tokens returns memory that nobody wrote; replaced")
+    constrain = rejection_sampler.apply_sampling_constraints
+    if not hasattr(constrain, "__wrapped__"):
+        rejection_sampler.apply_sampling_constraints = unless_empty(constrain)
 
 
 def spreads_per_request_values(function) -> bool:
@@ -35,6 +41,20 @@ def spreads_per_request_values(function) -> bool:
         if not torch.equal(found.float(), wanted):
             return False
     return True
+
+
+def unless_empty(constrain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``apply_sampling_constraints`` that leaves logits of no rows alone.
+
+    Where no text of a step has a draft, version 0.32.0 takes the maximum of no ``top_k`` at all,
+    which raises.
+    """
+
+    @functools.wraps(constrain)
+    def constrained(logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return constrain(logits, *args, **kwargs) if len(logits) else logits
+
+    return constrained
 
 
 def expanded(
