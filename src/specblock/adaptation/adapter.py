@@ -26,6 +26,7 @@ from specblock.adaptation.feedback.served_tokens import ServedTokens
 from specblock.adaptation.feedback.signals import CONTEXT, Signals
 from specblock.adaptation.gap_work import GapWork
 from specblock.adaptation.learning.arms import ARMS, COST_SHARES, FIT, swap
+from specblock.adaptation.learning.asking import Asking
 from specblock.adaptation.learning.beginning import FIT_GAIN, Beginning
 from specblock.adaptation.learning.jobs import job_of
 from specblock.adaptation.learning.learner import REVERTED, Attempt, Learner
@@ -95,6 +96,7 @@ class Adaptation:
         self.costs = UpdateCosts(shares, config.first_update_seconds)
         self.watch = TauWatch(config.watch_rounds, config.watch_z)
         self.total_gain = self.former_gain = 0.0
+        self.asking = Asking(self.budgets, self.learner)
         self.last_swap: tuple[str, tuple[float, ...]] | None = None  # its arm and context
         self.reducer = TargetReducer(config.target_top)
         self._runner = Runner(self.learner)
@@ -103,7 +105,7 @@ class Adaptation:
         self._saved = time.monotonic()
         if config.folder is not None and resume(self):
             swap(model, self.learner.live_weights())
-        self._let_draft()
+            self.asking.apply()
 
     def observer(self, prompt: list[int]) -> FeedbackObserver:
         """Collects the feedback of one request (a prompt's token ids)."""
@@ -159,7 +161,7 @@ class Adaptation:
         """Whether feedback is worth its collection: the bandit may soon spend it on an update."""
         if self.config.policy != "bandit":
             return self.config.policy != MEMORY
-        if not self.learner.begun:
+        if not self.asking.pays:
             return True
         cheapest = min(self.costs.estimate(self.gaps.price).values())
         return self.ledger.allowance >= self.config.collect_share * cheapest
@@ -209,8 +211,8 @@ class Adaptation:
         if self.config.policy != "bandit":
             return self.config.policy.removeprefix("always-") if begun else FIT
         horizon = self.signals.horizon(self.config.horizon_tokens)
-        # a drafter that came with nothing is asked in no round yet, and would be in all
-        share = self.signals.asked_share if begun else 1.0
+        # a drafter that does not pay is asked in no round yet, and would be in all
+        share = self.signals.asked_share if self.asking.pays else 1.0
         scale = horizon * (self.signals.seconds_per_token.fast or 0.0) * share
         costs, arms = self.costs.estimate(self.gaps.price), ARMS if begun else (FIT,)
         asked = (context, scale, costs, self.ledger.allowance, arms)
@@ -239,12 +241,15 @@ class Adaptation:
         self.former_gain = self.total_gain
         if attempt.total_gain is not None:
             self.total_gain = attempt.total_gain
+        self.asking.judged(attempt.tau)
         if attempt.weights is not None:
             self.learner.adopt(attempt.weights)
             if self._put_to_use():
                 self.calibrations.changed()
                 self.last_swap = None if attempt.outcome == REVERTED else (arm, context)
-                self.watch.begin()
+                if self.asking.pays:
+                    self.watch.begin()
+        self.asking.apply()
 
     def _put_to_use(self) -> bool:
         """The learner's current weights into the live drafter; the former stay if that fails."""
@@ -254,19 +259,14 @@ class Adaptation:
             self.learner.go_back()
             self.total_gain = self.former_gain
             self.journal.failures += 1
-        self._let_draft()
         return contained.error is None
-
-    def _let_draft(self) -> None:
-        """The network is asked from the moment on that there is something in it."""
-        for budget in self.budgets:
-            budget.asking = self.learner.begun
 
     def _roll_back(self) -> None:
         """The accepted length has dropped: the weights before are back, and the arm is charged."""
         lost = self.watch.relative_drop()
         self.watch.rolled_back()
         self.learner.go_back()
+        self.asking.forget()
         if self._put_to_use():
             self.calibrations.go_back()
         self.total_gain = self.former_gain

@@ -44,7 +44,7 @@ class AdaptationConfig(StrictConfig):
     max_answer_pairs: Count = 512
     target_top: Count = 32  # probabilities kept of every target distribution
     # an update
-    min_requests: Count = 16  # new ones between two decisions
+    min_requests: Count = 8  # new ones between two decisions
     steps: Count = 16
     sequences: Count = 8  # records in a step
     positions: Count = 32  # positions per record that run a whole block

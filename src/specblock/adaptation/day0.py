@@ -9,6 +9,7 @@ rounds then pay, the budgets may ask, and the network learns as any other does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -52,8 +53,19 @@ def empty_drafter(network: nn.Module, tokenizer, *, blocks: int = 2) -> SpecBloc
 def beginning_for(target: Target, budgets: Sequence[Budget]) -> Beginning:
     """How an empty drafter of ``target`` begins; what a round costs is what its budgets know."""
     head = target.model.get_output_embeddings().weight
-    return Beginning(head, partial(_round_cost, budgets[0]))
+    return Beginning(head, partial(_round_cost, budgets[0]), partial(_break_even, budgets[0]))
 
 
 def _round_cost(budget: Budget) -> float:
     return cost_of_a_round(getattr(budget, "costs", None))
+
+
+def _break_even(budget: Budget) -> float:
+    """Tokens of a round that pays where copies already bring so many times the plain speed.
+
+    Copies and a network share the rounds: what the network must bring beside copies that bring S is
+    between 1 (they serve other rounds) and S (the same ones): their geometric mean is taken.
+    """
+    costs = getattr(budget, "costs", None)
+    speedup = 1.0 if costs is None else max(1.0, budget.price * costs.target_seconds(1))
+    return _round_cost(budget) * math.sqrt(speedup)

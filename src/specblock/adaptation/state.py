@@ -62,6 +62,7 @@ def save(adaptation: Adaptation) -> None:
         "watch": {**adaptation.watch.to_dict(), "watching": adaptation.watch.watching},
         "journal": adaptation.journal.to_dict(),
         "buffer": adaptation.buffer.statistics(),
+        "pays": adaptation.asking.pays,
         "gains": [adaptation.total_gain, adaptation.former_gain],
         "last_swap": adaptation.last_swap,
         "memory": None if adaptation.memory is None else adaptation.memory.to_dict(),
@@ -108,6 +109,7 @@ def resume(adaptation: Adaptation) -> bool:
         adaptation.signals = Signals.from_dict(state.signals)
     if state.watch.get("watching"):
         adaptation.watch.begin()
+    adaptation.asking.pays = adaptation.asking.pays or bool(state.pays)
     with restoring(path, "gains", ADVICE):
         adaptation.total_gain, adaptation.former_gain = state.gains
     if adaptation.memory is not None and state.memory is not None:

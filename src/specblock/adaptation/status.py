@@ -25,6 +25,7 @@ def status_of(adaptation: Adaptation) -> dict[str, Any]:
         "gain": adaptation.total_gain,
         "accepted_length": adaptation.signals.tau.fast,
         "begun": learner.begun,
+        "drafts": adaptation.asking.pays,
         "adapted": learner.current is not learner.start,
         "own_head": not config.target_lm_head,
         "buffer": adaptation.buffer.statistics(),

@@ -42,6 +42,7 @@ class AdaptationState(Stored):
     memory: dict[str, Any] | None = None  # states of before there was one lack it
     original: dict[str, Tensor] | None = None  # of a drafter that came with nothing
     served: dict[str, Any] | None = None
+    pays: bool | None = None
 
 
 class MemoryState(Stored):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
-
-from specblock.config import DEFAULT_MODEL, described
+from specblock.config import Placement, described
 from specblock.training.settings import Positive, RunSettings
 
 __all__ = [
@@ -23,10 +20,9 @@ __all__ = [
 ANSWERS_SHARE, TRAINING_SHARE, MEASURING_SHARE = 0.4, 0.3, 0.15
 
 
-class FitSettings(RunSettings):
+class FitSettings(Placement, RunSettings):
     """From a model to its drafter."""
 
-    model: str = described(DEFAULT_MODEL, "Embedded name, folder, GGUF file or hub id.")
     minutes: Positive = described(10.0, "How long it may take, about.")
     prompts: Path | None = described(
         None, "Prompts like those that will be asked; without, the model writes its own."
@@ -35,9 +31,6 @@ class FitSettings(RunSettings):
         None, "Folder of the drafter, drafter-MODEL by default; a run that was cut off goes on."
     )
     seed: int = described(0, "The same seed draws the same prompts and answers.")
-    dtype: str = described("float32", "float32, bfloat16, float16 or auto.")
-    device: str = described("cpu", "A torch device such as cpu or cuda.")
-    threads: Annotated[int, Field(ge=1)] | None = described(None, "CPU threads.")
 
     @property
     def folder(self) -> Path:

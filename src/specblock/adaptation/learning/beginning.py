@@ -30,11 +30,13 @@ class Beginning:
     Attributes:
         head: [V, H], the target's own, of whose rows the drafter's consists.
         round_cost: plain steps that a drafted round takes, at the time of asking.
+        break_even: tokens that it must yield for the budgets to ask for it.
         tried_with: pairs of the last attempt.
     """
 
     head: Tensor
     round_cost: Callable[[], float]
+    break_even: Callable[[], float]
     tried_with: int = 0
 
     def fitting(self, master: SpecBlockModel, sequences: list[Sequence]) -> Steps[None]:

@@ -44,7 +44,8 @@ class Attempt:
 
     ``gain`` of the trained weights over those in use, ``total_gain`` of the weights to use from
     now on over the drafter's original ones, both shares of decoding seconds. ``weights`` is the
-    master's to use from now on, None where nothing changes.
+    master's to use from now on, None where nothing changes. ``tau``: what the weights to use from
+    now on were judged to be accepted for, where they were.
     """
 
     arm: str
@@ -54,6 +55,7 @@ class Attempt:
     seconds: float
     weights: Weights | None = None
     details: dict[str, Any] | None = None
+    tau: float | None = None
 
 
 def failed(job: Job, error: BaseException, seconds: float) -> Attempt:
@@ -140,7 +142,8 @@ class Learner:
         return self._verdict(job, trained, (before, after, origin), at_origin, watch.seconds)
 
     def _fitting(self, job: Job, watch: Stopwatch) -> Steps[Attempt]:
-        """The closed form on the job's records; used if a drafted round then pays."""
+        """The closed form on the job's records; what to go on from if a round of it costs less than
+        the plain steps that it saves."""
         self._put(self.start)
         self._draft_from(job.vocabulary)
         sequences = [as_drafted(record, self.master.t2d) for record in job.batches[0]]
@@ -159,7 +162,8 @@ class Learner:
         }
         if not paid.better(self.config.accept_z):
             return Attempt(job.arm, NOT_BETTER, 0.0, None, watch.seconds, None, details)
-        return Attempt(job.arm, BETTER, paid.gain, paid.gain, watch.seconds, fitted, details)
+        gain, tau = paid.gain, found.mean().item()
+        return Attempt(job.arm, BETTER, gain, gain, watch.seconds, fitted, details, tau)
 
     def _verdict(
         self,
@@ -191,7 +195,8 @@ class Learner:
         # what is not used gains nothing: its arm is charged with its cost alone
         gain = found.gain if better else 0.0
         total = 0.0 if stays else compare(chosen, origin).gain
-        return Attempt(job.arm, outcome, gain, total, seconds, weights, details)
+        tau = chosen.mean().item()
+        return Attempt(job.arm, outcome, gain, total, seconds, weights, details, tau)
 
     def _judge(self, job: Job) -> Steps[Tensor]:
         positions, most = self.config.judge_positions, self.config.step_records
