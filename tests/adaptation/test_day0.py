@@ -56,15 +56,15 @@ def test_it_begins_when_enough_was_served_and_the_output_stays():
 
 
 def test_the_vocabulary_is_what_was_served_and_grows():
-    served = ServedTokens(10)
-    assert served.vocabulary(3).nonzero().flatten().tolist() == [0, 1, 2]
+    served = ServedTokens(10, 3)
+    assert served.vocabulary().nonzero().flatten().tolist() == [0, 1, 2]
     served.add(torch.tensor([7, 7, 9]))
-    assert served.vocabulary(3).nonzero().flatten().tolist() == [0, 7, 9]
+    assert served.vocabulary().nonzero().flatten().tolist() == [0, 7, 9]
     served.add(torch.tensor([5, 5, 4, 4]))
-    assert served.vocabulary(3).nonzero().flatten().tolist() == [4, 5, 7]
-    again = ServedTokens(10)
+    assert served.vocabulary().nonzero().flatten().tolist() == [4, 5, 7]
+    again = ServedTokens(10, 3)
     again.restore(served.to_dict())
-    assert torch.equal(again.vocabulary(3), served.vocabulary(3))
+    assert torch.equal(again.vocabulary(), served.vocabulary())
 
 
 def test_an_update_may_bring_other_tokens_to_draft():

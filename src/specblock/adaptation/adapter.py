@@ -40,6 +40,7 @@ from specblock.engine.statistics import GenerationStats
 from specblock.errors import ConfigError
 
 _log = logging.getLogger("specblock")
+_OVERDUE = 5  # times the seconds between two saves, when no gap came to save in
 _LEAST_HELD_OUT = 2  # records; fewer give no spread to judge by
 
 
@@ -77,7 +78,8 @@ class Adaptation:
         self.calibrations = Calibrations(self.budgets)
         self.learner = Learner(model, config, beginning)
         arms = ARMS if beginning is None else (FIT, *ARMS)
-        self.served = None if beginning is None else ServedTokens(model.config.vocab_size)
+        size = model.config.vocab_size, model.config.draft_vocab_size
+        self.served = None if beginning is None else ServedTokens(*size)
         self.buffer = FeedbackBuffer(
             int(config.buffer_mib * 2**20),
             config.held_out_share,
@@ -123,8 +125,7 @@ class Adaptation:
         """A request has ended; unless it was broken off, the time for an update has come."""
         with Contained("collecting feedback") as absorbing:
             self._absorb(observer, stats)
-        if absorbing.error is not None:
-            self.journal.failures += 1
+        self.journal.failures += absorbing.error is not None
         if complete:
             with Contained("deciding on an update"):
                 self.step()
@@ -133,7 +134,7 @@ class Adaptation:
         """Between requests: decide, update, save."""
         if self._asked is None and self._ready():
             self._decide()
-        self._save_sometimes()
+        self._save_sometimes(_OVERDUE if self.gaps.used else 1)
 
     def close(self) -> None:
         """Save; the folder is others' then. An update that is not over is given up."""
@@ -146,6 +147,8 @@ class Adaptation:
         """Nobody waits: a small step of an update that runs in gaps; whether there is more."""
         more = self.gaps.work()
         self._collect()
+        if not more:
+            self._save_sometimes(1)
         return more
 
     def came(self, gap: float, delays: list[float]) -> None:
@@ -197,8 +200,7 @@ class Adaptation:
         if arm == SKIP:
             self.signals.fresh_requests = 0  # ask again when as many more have come
             return
-        size = self.drafter.model.config.draft_vocab_size
-        vocabulary = None if self.served is None else self.served.vocabulary(size)
+        vocabulary = None if self.served is None else self.served.vocabulary()
         job = job_of(arm, self.buffer, self.config, 1 + self.journal.attempts, vocabulary)
         self._runner.start(job)
         self._asked = arm, context
@@ -244,11 +246,10 @@ class Adaptation:
         self.asking.judged(attempt.tau)
         if attempt.weights is not None:
             self.learner.adopt(attempt.weights)
-            if self._put_to_use():
+            if self._put_to_use() and self.asking.pays:  # else no round shows the difference
                 self.calibrations.changed()
                 self.last_swap = None if attempt.outcome == REVERTED else (arm, context)
-                if self.asking.pays:
-                    self.watch.begin()
+                self.watch.begin()
         self.asking.apply()
 
     def _put_to_use(self) -> bool:
@@ -279,9 +280,9 @@ class Adaptation:
         self.last_swap = None
         _log.warning("adaptation: the accepted length fell by %.0f %%: rolled back", 100 * lost)
 
-    def _save_sometimes(self) -> None:
+    def _save_sometimes(self, late: int) -> None:
         waited = time.monotonic() - self._saved
-        if self._asked is None and waited >= self.config.save_every_seconds:
+        if self._asked is None and waited >= late * self.config.save_every_seconds:
             self.save()
 
     def save(self) -> None:
@@ -292,7 +293,7 @@ class Adaptation:
         with Contained("saving the adaptation's state"):
             save(self)
         self._saved = time.monotonic()
-        self.ledger.pay(self._saved - began)
+        self.gaps.pay(self._saved - began)
 
     def status(self) -> dict[str, Any]:
         """Arms, pulls, gains, costs, roll-backs, as JSON values."""

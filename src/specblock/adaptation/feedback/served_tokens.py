@@ -16,20 +16,21 @@ class ServedTokens:
     """Counts of answers' tokens.
 
     Args:
-        vocabulary: tokens of the target.
+        vocabulary: tokens of the target. size: how many of them are drafted from.
     """
 
-    def __init__(self, vocabulary: int):
+    def __init__(self, vocabulary: int, size: int):
+        self._size = size
         self._counts = torch.zeros(vocabulary, dtype=torch.int64)
 
     def add(self, tokens: Tensor) -> None:
         """Token ids, int64 [S], of an answer."""
         self._counts += torch.bincount(tokens, minlength=len(self._counts))
 
-    def vocabulary(self, size: int) -> Tensor:
-        """The ``size`` tokens to draft from, bool [V]: the most served, and where there are not so
+    def vocabulary(self) -> Tensor:
+        """The tokens to draft from, bool [V]: the most served, and where there are not so
         many, those of the lowest ids, which are the commonest of byte-pair encodings."""
-        return draft_vocabulary(self._counts, size)[1]
+        return draft_vocabulary(self._counts, self._size)[1]
 
     def to_dict(self) -> dict[str, Any]:
         served = self._counts.nonzero().flatten()
