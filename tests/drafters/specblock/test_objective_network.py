@@ -131,7 +131,7 @@ def test_padding_changes_nothing():
     targets = dataclasses.replace(targets, usable=longer(batch.targets.usable))
     features = longer(batch.features, 7.0)
     padded = Batch(features, longer(batch.tokens, 3), longer(batch.start), targets)
-    config = dataclasses.replace(config, positions=LENGTH + 5)
+    config = config.replace(positions=LENGTH + 5)
     padded_loss, padded_tally = total_loss(model, padded, config, seeded(0))
     assert padded_loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert torch.equal(padded_tally.rows, tally.rows)
