@@ -159,7 +159,6 @@ def test_poisoned_feedback_is_rolled_back_and_charged():
     adaptation.buffer._records = [poisoned(r, n) for n, r in enumerate(records)]
     believed = [budget.model for budget in adaptation.budgets]
     adaptation._decide()
-    assert all(b.model is not m for b, m in zip(adaptation.budgets, believed, strict=True))
     go_back, restored = adaptation.calibrations.go_back, []
 
     def recorded():

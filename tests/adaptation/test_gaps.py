@@ -16,33 +16,35 @@ from specblock.adaptation.learning.learner import BETTER, FAILED, Learner
 from specblock.adaptation.learning.runners import Runner
 
 
+def never():
+    return False
+
+
 @pytest.mark.parametrize("rate", [0.05, 0.5, 4.0])
 def test_the_price_is_the_delay_of_a_simulated_day(rate):
-    """Poisson arrivals into gaps that are full of steps of uneven lengths, against brute force."""
+    """Poisson arrivals into gaps full of work that takes an uneven while to give up, against
+    brute force; half of the gaps have no work in them."""
     source, gaps = random.Random(0), Gaps()
     work = delay = 0.0
-    for _ in range(4000):
-        arrival, at = source.expovariate(rate), 0.0
-        while at < arrival:
-            step = source.choice((0.02, 0.1, 0.3))
-            gaps.worked(step)
-            at += step
-            work += step
-        delay += at - arrival
-        gaps.ended(at, 1)
-    told = gaps.price(0.1)
-    assert told <= 1.0
-    assert told == pytest.approx(delay / work, rel=0.35)  # some twenty gaps are remembered
+    for number in range(4000):
+        gap, waited = source.expovariate(rate), 0.0
+        working = number % 2 == 0
+        if working:
+            waited = source.choice((0.002, 0.01, 0.03))
+            work, delay = work + gap, delay + waited
+        gaps.ended(gap, [waited], working=working)
+    assert gaps.price <= 1.0
+    assert gaps.price == pytest.approx(delay / work, rel=0.35)  # some twenty gaps are remembered
 
 
 def test_before_anything_came_a_second_costs_itself():
     gaps = Gaps()
-    assert gaps.price(0.1) == 1.0
-    gaps.ended(10.0, 1)
-    assert gaps.price(0.1) == pytest.approx(0.1 * 0.05)
+    assert gaps.price == 1.0
+    gaps.ended(10.0, [0.0], working=False)
+    assert gaps.price == pytest.approx(0.1 * 0.05)
     for _ in range(200):
-        gaps.ended(0.01, 1)
-    assert gaps.price(0.1) == 1.0, "a busy machine"
+        gaps.ended(0.01, [0.02], working=True)
+    assert gaps.price == 1.0, "a busy machine"
 
 
 def test_the_steps_are_small_and_learn():
@@ -89,16 +91,16 @@ def test_work_is_paid_by_those_who_wait():
     learner, ledger = Learner(live_model(), config(where="idle")), Ledger(1.0, 0.0)
     runner = Runner(learner)
     gaps = GapWork(runner, ledger, used=True)
-    assert not gaps.work()
+    assert not gaps.work(never)
     assert ledger.machine == 0.0
     runner.start(learnable_job(FULL, steps=1))
-    assert gaps.work()
+    assert gaps.work(never)
     gaps.ended(2.0, [0.25, 0.5])
     gaps.pay(100.0)
     assert ledger.spent == 0.75
     assert 0 < ledger.machine < 60
     other = GapWork(Runner(learner), ledger, used=False)
-    assert (other.price, other.used, other.work()) == (1.0, False, False)
+    assert (other.price, other.used, other.work(never)) == (1.0, False, False)
     other.pay(2.0)
     assert ledger.spent == 2.75
 
@@ -112,7 +114,7 @@ def test_a_speculator_learns_while_nobody_asks(tmp_path):
     for number in range(12):
         speculator.generate(prompt(number), max_new_tokens=8)
         assert adaptation.status()["attempts"] == 0, "not between requests"
-    while adaptation.rest():
+    while adaptation.rest(never):
         pass
     adaptation.came(1.0, [0.0])
     status = adaptation.status()
@@ -120,7 +122,7 @@ def test_a_speculator_learns_while_nobody_asks(tmp_path):
     assert status["update_seconds"] > 0
     assert speculator.generate(prompt(1), max_new_tokens=8).token_ids == expected
     speculator.generate(prompt(2), max_new_tokens=8)
-    adaptation.rest()
+    adaptation.rest(never)
     began = time.perf_counter()
     speculator.close()  # whatever is under way
     assert time.perf_counter() - began < 5

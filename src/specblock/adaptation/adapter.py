@@ -30,6 +30,7 @@ from specblock.adaptation.learning.asking import Asking
 from specblock.adaptation.learning.beginning import FIT_GAIN, Beginning
 from specblock.adaptation.learning.jobs import job_of
 from specblock.adaptation.learning.learner import REVERTED, Attempt, Learner
+from specblock.adaptation.learning.preemption import Waiting
 from specblock.adaptation.learning.runners import Runner
 from specblock.adaptation.state import resume, save
 from specblock.adaptation.status import status_of
@@ -52,8 +53,7 @@ class Adaptation:
         config: see :class:`AdaptationConfig`; its folder is resumed from.
         budgets: whose calibration follows the drafter; the first is that of greedy decoding.
         target: its digest, whose folder it must be; None does not look.
-        beginning: of a drafter that came with nothing: it is not asked until its closed form, on
-            what was served, pays.
+        beginning: of a drafter that came with nothing: it is not asked until it pays.
 
     Raises:
         ConfigError: the drafter is of another kind, or the folder another drafter's.
@@ -143,16 +143,16 @@ class Adaptation:
         if self.lock is not None:
             self.lock.release()
 
-    def rest(self) -> bool:
-        """Nobody waits: a small step of an update that runs in gaps; whether there is more."""
-        more = self.gaps.work()
+    def rest(self, waiting: Waiting) -> bool:
+        """A step of an update in gaps, unless somebody is ``waiting``; whether there is more."""
+        more = self.gaps.work(waiting)
         self._collect()
         if not more:
             self._save_sometimes(1)
         return more
 
     def came(self, gap: float, delays: list[float]) -> None:
-        """Requests ended a gap of so many seconds; each waited for the rest of a step."""
+        """Requests ended a gap of so many seconds; each waited for so long until work made room."""
         self.gaps.ended(gap, delays)
 
     def _round_done(self, tokens: int) -> None:
@@ -166,8 +166,8 @@ class Adaptation:
             return self.config.policy != MEMORY
         if not self.asking.pays:
             return True
-        cheapest = min(self.costs.estimate(self.gaps.price).values())
-        return self.ledger.allowance >= self.config.collect_share * cheapest
+        cheapest = self.config.collect_share * min(self.costs.estimate(self.gaps.price).values())
+        return self.ledger.allowance >= cheapest
 
     def _absorb(self, observer: FeedbackObserver, stats: GenerationStats) -> None:
         if self.memory is not None:
@@ -191,8 +191,8 @@ class Adaptation:
         return len(held_out) >= _LEAST_HELD_OUT and len(self.buffer) > len(held_out)
 
     def _can_begin(self) -> bool:
-        pairs = sum(len(record.sequence.tokens) for record in self.buffer.training())
-        return pairs >= self.learner.beginning.wanted_pairs(self.learner.master)
+        pairs = (len(record.sequence.tokens) for record in self.buffer.training())
+        return sum(pairs) >= self.learner.beginning.wanted_pairs(self.learner.master)
 
     def _decide(self) -> None:
         context = self.signals.context(self.config.horizon_tokens)
@@ -281,8 +281,8 @@ class Adaptation:
         _log.warning("adaptation: the accepted length fell by %.0f %%: rolled back", 100 * lost)
 
     def _save_sometimes(self, late: int) -> None:
-        waited = time.monotonic() - self._saved
-        if self._asked is None and waited >= late * self.config.save_every_seconds:
+        due = time.monotonic() - self._saved >= late * self.config.save_every_seconds
+        if due and self._asked is None:
             self.save()
 
     def save(self) -> None:

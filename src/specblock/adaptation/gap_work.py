@@ -6,11 +6,10 @@ import time
 
 from specblock.adaptation.deciding.gaps import Gaps
 from specblock.adaptation.deciding.ledger import Ledger
+from specblock.adaptation.learning.preemption import Waiting
 from specblock.adaptation.learning.runners import Runner
 
 __all__ = ["GapWork"]
-
-_FIRST_STEP_SECONDS = 0.1  # of a step, until one was measured
 
 
 class GapWork:
@@ -23,17 +22,15 @@ class GapWork:
     @property
     def price(self) -> float:
         """Seconds that requests wait for a second of an update."""
-        return self._gaps.price(_FIRST_STEP_SECONDS) if self.used else 1.0
+        return self._gaps.price if self.used else 1.0
 
-    def work(self) -> bool:
-        """A step, if an update is under way; whether one is then."""
+    def work(self, waiting: Waiting) -> bool:
+        """A step, if an update is under way, until somebody is ``waiting``; whether one is then."""
         if not (self.used and self._runner.busy):
             return False
         began = time.perf_counter()
-        more = self._runner.work()
-        seconds = time.perf_counter() - began
-        self._gaps.worked(seconds)
-        self._ledger.pay(0.0, machine=seconds)
+        more = self._runner.work(waiting)
+        self._ledger.pay(0.0, machine=time.perf_counter() - began)
         return more
 
     def pay(self, seconds: float) -> None:
@@ -43,5 +40,5 @@ class GapWork:
 
     def ended(self, gap: float, delays: list[float]) -> None:
         """A gap of so many seconds is over for requests that waited for so long each."""
-        self._gaps.ended(gap, len(delays))
+        self._gaps.ended(gap, delays, working=self._runner.busy)
         self._ledger.pay(sum(delays), machine=0.0)

@@ -12,6 +12,7 @@ from filelock import FileLock
 from specblock.adaptation.config import AdaptationConfig
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.feedback.answer import AnswerObserver
+from specblock.adaptation.learning.preemption import Waiting
 from specblock.adaptation.state import STATES_KEPT, STATUS
 from specblock.adaptation.stored_state import ADVICE, MemoryState, check_identity
 from specblock.drafters.lookup.memory import TextMemory
@@ -72,7 +73,7 @@ class Remembering:
         if time.monotonic() - self._saved >= self.config.save_every_seconds:
             self.save()
 
-    def rest(self) -> bool:
+    def rest(self, waiting: Waiting) -> bool:
         """There is nothing to learn in a gap."""
         return False
 

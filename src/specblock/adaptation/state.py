@@ -54,6 +54,7 @@ def save(adaptation: Adaptation) -> None:
         "original": _changed(learner.original, learner.start),
         "current": _changed(learner.current, learner.original),
         "former": _changed(learner.former, learner.original),
+        "candidate": learner.candidate and _changed(learner.candidate, learner.current),
         "optimisers": {arm: o.state_dict() for arm, o in learner.optimisers.items() if o.state},
         "bandit": adaptation.bandit.to_dict(),
         "ledger": adaptation.ledger.to_dict(),
@@ -93,6 +94,9 @@ def resume(adaptation: Adaptation) -> bool:
     for name in ("current", "former"):
         with restoring(path, name, ADVICE):
             setattr(learner, name, _completed(getattr(state, name), learner.original))
+    with restoring(path, "candidate", ADVICE):
+        if state.candidate:
+            learner.candidate = _completed(state.candidate, learner.current)
     if not _changed(learner.former, learner.start):
         learner.former = learner.start  # known by identity
     if adaptation.served is not None and state.served is not None:

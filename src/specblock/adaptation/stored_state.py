@@ -43,6 +43,7 @@ class AdaptationState(Stored):
     original: dict[str, Tensor] | None = None  # of a drafter that came with nothing
     served: dict[str, Any] | None = None
     pays: bool | None = None
+    candidate: dict[str, Tensor] | None = None
 
 
 class MemoryState(Stored):

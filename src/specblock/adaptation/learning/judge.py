@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from specblock.adaptation.feedback.buffer import Record, as_drafted
+from specblock.adaptation.learning.preemption import Preemption
 from specblock.drafters.objectives.head_loss import head_loss
 from specblock.drafters.objectives.noise import mixed_seed
 from specblock.drafters.specblock.forward import run_block, run_trunk
@@ -74,12 +76,15 @@ def judging(
     positions: int,
     seed: int,
     batch_records: int | None = None,
+    preemption: Preemption | None = None,
 ) -> Steps[Tensor]:
-    """:func:`accepted_lengths` in steps of ``batch_records`` records."""
+    """:func:`accepted_lengths` in steps of ``batch_records`` records, that may be given up."""
     found, batch_records = [], batch_records or _TOGETHER
+    preemption = preemption or Preemption()
     for first in range(0, len(records), batch_records):
         part = records[first : first + batch_records]
-        found.append(_accepted(model, part, positions, mixed_seed(seed, first)))
+        asked = partial(_accepted, model, part, positions, mixed_seed(seed, first))
+        found.append((yield from preemption.whole(asked)))
         yield
     return torch.cat(found)
 

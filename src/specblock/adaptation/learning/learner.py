@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from specblock.adaptation.learning.arms import (
 from specblock.adaptation.learning.beginning import Beginning
 from specblock.adaptation.learning.jobs import Job
 from specblock.adaptation.learning.judge import compare, judging
+from specblock.adaptation.learning.preemption import Preemption
 from specblock.drafters.objectives.noise import mixed_seed
 from specblock.drafters.specblock.network import SpecBlockModel
 from specblock.drafters.specblock.objective import ObjectiveConfig, SpecBlockObjective
@@ -68,7 +70,8 @@ class Learner:
     """Holds the master copy, its optimisers, and the weights that can be gone back to.
 
     ``start`` is what the drafter came with, ``original`` the same, or what its closed form made of
-    nothing; ``current`` is what decodes, ``former`` what decoded before the last change.
+    nothing; ``current`` is what decodes, ``former`` what decoded before the last change, and
+    ``candidate`` what was trained further, but is not known to be better yet.
 
     Args:
         beginning: of a drafter that came with nothing; None of all others.
@@ -81,6 +84,8 @@ class Learner:
         self.master = master_of(live, config.rank, config.seed)
         self.start = self._weights()
         self.original = self.current = self.former = self.start
+        self.candidate: Weights | None = None
+        self.preemption = Preemption()
         self._reset_optimisers()
         objective = SpecBlockObjective(
             ObjectiveConfig(positions=config.positions), self.master.config.block_size
@@ -126,11 +131,14 @@ class Learner:
             return (yield from self._fitting(job, watch))
         self._put(self.current)
         before = yield from watch.beside(self._judge(job))
+        if self.candidate is not None:
+            self._put(self.candidate)
         self._draft_from(job.vocabulary)
         finite = yield from watch.beside(self._train(job, watch))
         trained = self._weights()
         if not finite or not all(bool(t.isfinite().all()) for t in trained.values()):
             self.optimisers[job.arm] = self._optimiser(job.arm)  # its moments are spoilt
+            self.candidate = None
             return Attempt(job.arm, NOT_FINITE, 0.0, None, watch.seconds)
         after = yield from watch.beside(self._judge(job))
         at_origin = self.current is self.original
@@ -183,6 +191,9 @@ class Learner:
             outcome, weights, chosen = REVERTED, self.original, origin
         else:
             outcome, weights, chosen = NOT_BETTER, None, before
+        # what is neither better nor worse by more than noise is trained on from
+        undecided = outcome == NOT_BETTER and not compare(before, after).better(z)
+        self.candidate = trained if undecided else None
         stays = weights is self.original or (weights is None and at_origin)
         details = {
             "ratio": round(found.ratio, 5),
@@ -200,7 +211,8 @@ class Learner:
 
     def _judge(self, job: Job) -> Steps[Tensor]:
         positions, most = self.config.judge_positions, self.config.step_records
-        return judging(self.master, job.held_out, positions, job.seed, most)
+        asked = self.master, job.held_out, positions, job.seed, most
+        return judging(*asked, self.preemption)
 
     def _train(self, job: Job, watch: Stopwatch) -> Steps[bool]:
         """Gradient steps on the master; False as soon as a loss or gradient is not finite."""
@@ -218,7 +230,12 @@ class Learner:
             for first in range(0, len(records), most):
                 part = records[first : first + most]
                 seed = mixed_seed(job.seed, number) + first
-                total += self._add_gradients(part, len(part) / len(records), seed)
+                asked = partial(self._gradients, part, tuple(parameters.values()), seed)
+                loss, gradients = yield from self.preemption.whole(asked)
+                share = len(part) / len(records)
+                total += share * loss
+                for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+                    _add(parameter, share * gradient)
                 yield
             norm = nn.utils.clip_grad_norm_(parameters.values(), self.config.clip)
             if not (math.isfinite(total) and math.isfinite(norm.item())):
@@ -229,8 +246,10 @@ class Learner:
         self.master.eval()
         return True
 
-    def _add_gradients(self, records: list[Record], share: float, seed: int) -> float:
-        """Those of ``share`` times the loss on ``records``; that loss."""
+    def _gradients(
+        self, records: list[Record], parameters: tuple[nn.Parameter, ...], seed: int
+    ) -> tuple[float, tuple[Tensor, ...]]:
+        """The loss on ``records``, and its gradients."""
         batch = make_batch(
             [as_drafted(record, self.master.t2d) for record in records],
             list(range(len(records))),
@@ -239,15 +258,14 @@ class Learner:
         device = self.master.norm.weight.device
         batch = replace(batch.to(device), features=batch.features.to(device).float())
         loss, _ = self._loss(batch, seed)
-        loss = share * loss
-        if loss.requires_grad:
-            loss.backward()
-        return loss.item()
+        if not loss.requires_grad:  # nothing in it can be drafted
+            return loss.item(), tuple(map(torch.zeros_like, parameters))
+        return loss.item(), torch.autograd.grad(loss, parameters, materialize_grads=True)
 
     def adopt(self, weights: Weights) -> None:
         """These decode from now on; the first ones of a drafter that came with nothing are what
         can be gone back to."""
-        self.former, self.current = self.current, weights
+        self.former, self.current, self.candidate = self.current, weights, None
         if not self.begun:
             self.original = weights
         if weights is self.original:
@@ -255,7 +273,7 @@ class Learner:
 
     def go_back(self) -> None:
         """Those before them decode again; moments gathered on the way are of other weights."""
-        self.current = self.former
+        self.current, self.candidate = self.former, None
         if self.current is self.start:
             self.original = self.start
         self._reset_optimisers()
@@ -271,3 +289,7 @@ class Learner:
             head = self.beginning.head[self.current[VOCABULARY].to(self.beginning.head.device)]
             head = head.float()
         return folded(head, self.current)
+
+
+def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
+    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)

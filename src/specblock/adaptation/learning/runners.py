@@ -6,6 +6,7 @@ import time
 
 from specblock.adaptation.containment import Contained
 from specblock.adaptation.learning.learner import Attempt, Job, Learner, failed
+from specblock.adaptation.learning.preemption import Waiting
 from specblock.steps import Steps
 
 __all__ = ["Runner"]
@@ -29,8 +30,10 @@ class Runner:
         """Whether an attempt is under way."""
         return self._steps is not None
 
-    def work(self) -> bool:
-        """A step of the attempt; whether it is under way then."""
+    def work(self, waiting: Waiting | None = None) -> bool:
+        """A step of the attempt, or less as soon as somebody is ``waiting``; whether it is under
+        way then."""
+        self._learner.preemption.waiting = waiting
         began = time.perf_counter()
         with Contained(f"the {self._job.arm} update") as contained:
             try:

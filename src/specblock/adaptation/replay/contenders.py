@@ -6,7 +6,7 @@ import copy
 import difflib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,9 +83,14 @@ class Answered:
 
 
 class Contender(Protocol):
-    """What answers requests under a policy."""
+    """What answers requests under a policy.
+
+    Attributes:
+        clock: seconds by which its learning is timed.
+    """
 
     adaptation: Adaptation | Remembering | None
+    clock: Callable[[], float]
 
     def answer(self, request: Any) -> Answered:
         """Answer, and learn from it what is learned at once."""
@@ -154,6 +159,8 @@ def copy_drafter(drafter: SpecBlockDrafter) -> SpecBlockDrafter:
 
 class Live:
     """Answers with the target: tokens are decoded, seconds the clock's."""
+
+    clock = staticmethod(time.perf_counter)
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,14 +154,16 @@ class _Day:
 
     def _learn_until(self, arrival: float) -> tuple[float, float]:
         """Seconds that the request had to wait for the rest of a step, and those of all steps."""
-        gap, learned, more = self._clock.gap(arrival), 0.0, True
-        while more and learned < gap:
-            began = time.perf_counter()
-            more = self._contender.adaptation.rest()
-            learned += time.perf_counter() - began
-        delay = max(0.0, learned - gap) if gap else 0.0
-        if gap:
-            self._contender.adaptation.came(gap + delay, [delay])
+        gap, more = self._clock.gap(arrival), True
+        if not gap:
+            return 0.0, 0.0
+        clock = self._contender.clock
+        began = clock()
+        while more and clock() - began < gap:
+            more = self._contender.adaptation.rest(lambda: clock() - began >= gap)
+        learned = clock() - began
+        delay = max(0.0, learned - gap)
+        self._contender.adaptation.came(gap + delay, [delay])
         return delay, learned
 
 

@@ -14,8 +14,8 @@ __all__ = ["Meanwhile"]
 
 
 class Meanwhile:
-    """A ``with`` block in which nothing is decoded: small steps of learning run beside it, and its
-    end waits for the rest of one. Without an ``adaptation`` nothing happens."""
+    """A ``with`` block in which nothing is decoded: small steps of learning run beside it, which
+    make room at its end. Without an ``adaptation`` nothing happens."""
 
     def __init__(self, adaptation: Adaptation | Remembering | None):
         self._adaptation, self._over = adaptation, Event()
@@ -36,5 +36,5 @@ class Meanwhile:
         self._adaptation.came(over - self._began, [time.perf_counter() - over])
 
     def _learn(self) -> None:
-        while not self._over.is_set() and self._adaptation.rest():
+        while not self._over.is_set() and self._adaptation.rest(self._over.is_set):
             pass

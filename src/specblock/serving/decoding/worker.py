@@ -116,7 +116,7 @@ class Worker:
         while True:
             with self._wake:
                 self._wake.wait_for(
-                    lambda: self._stopping or self._leaving or self._readers,
+                    self._wanted,
                     timeout=0 if more else None,
                 )
                 learner = self._learner
@@ -132,7 +132,11 @@ class Worker:
                     learner.came(now - began, [now - each for each in arrived])
                 return True
             rests = True
-            more = learner is not None and learner.rest()
+            more = learner is not None and learner.rest(self._wanted)
+
+    def _wanted(self) -> bool:
+        """Whether there is something to do but learn."""
+        return bool(self._stopping or self._leaving or self._readers)
 
     def _leave(self, answer: ServedAnswer) -> None:
         with self._wake:
