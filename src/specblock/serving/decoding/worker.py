@@ -25,11 +25,11 @@ _UNSAID_SECONDS = 0.5  # for which a step is waited for without a word
 class Learner(Protocol):
     """What an adaptation is to the thread that computes."""
 
-    def rest(self) -> bool:
-        """Nobody waits: a small step of learning. Whether there is more to do."""
+    def rest(self, waiting: Callable[[], bool]) -> bool:
+        """A small step of learning, given up when somebody waits. Whether there is more to do."""
 
     def came(self, gap: float, delays: list[float]) -> None:
-        """Requests ended a gap of so many seconds; each waited for the rest of a step."""
+        """Requests ended a gap of so many seconds; each waited until the step made room."""
 
 
 class Worker:
