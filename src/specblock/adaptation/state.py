@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from specblock.adaptation.adapter import Adaptation
 
 STATUS = "status.json"
-STATES_KEPT = 2
+STATES_KEPT = 2  # files: the newest may be damaged
 _log = logging.getLogger("specblock")
 
 Weights = dict[str, Tensor]

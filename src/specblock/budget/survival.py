@@ -30,11 +30,11 @@ from torch import Tensor
 from specblock.tree.draft_tree import DraftTree
 from specblock.tree.source import BUCKETS, Source
 
-BINS = 12
+BINS = 12  # of a claimed probability
 CLASSES = BUCKETS * len(Source)  # `DraftTree.classes`
 # Calibrations from before there were copies, and from before earlier texts were copied from.
 _FORMER_CLASSES = (BUCKETS * Source.COPIED, BUCKETS * Source.REMEMBERED)
-_CEILING = 0.9999
+_CEILING = 0.9999  # of a probability of survival
 _EDGES = torch.linspace(-5.0, 5.0, BINS - 1)  # in log-odds: p from 0.7 % to 99.3 %
 _MIDDLES = torch.linspace(-5.5, 5.5, BINS, dtype=torch.float64).sigmoid().unsqueeze(1)
 

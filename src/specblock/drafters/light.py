@@ -24,7 +24,7 @@ from specblock.kernels.deadline import Deadline
 from specblock.kernels.linear import RoutedLinear, route_linears, run_through
 from specblock.kernels.route_table import LIGHT, ROW_BUCKETS
 
-_TURNS = 4
+_TURNS = 4  # times that either way is timed
 _WHOLE = ("condition_proj", "fc", "shift_proj", "down_proj", "fuse", "lm_head")  # by name
 
 

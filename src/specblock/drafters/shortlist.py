@@ -23,8 +23,8 @@ from specblock.kernels.route_table import Shape
 
 SPARE = 12  # candidates beyond those wanted
 _ROWS = 8  # timed: between one block and a few
-_WANTED = 20
-_TURNS = 5
+_WANTED = 20  # candidates of a draft node
+_TURNS = 5  # times that either way is timed
 
 
 def best_logits(

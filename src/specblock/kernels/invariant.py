@@ -38,7 +38,7 @@ from specblock.kernels.packed import part_by_part
 NAME, _TRIAL = "specblock_invariant", "specblock_trial"
 _BLOCKS = (256, 64)  # positions; the longest that the processor allows
 _MAX_ROWS = 128  # computed at a time; a prompt's are more, and may come in any pieces
-_MIN_ROWS, _MIN_KEYS, _MIN_WIDTH = 16, 32, 32
+_MIN_ROWS, _MIN_KEYS, _MIN_WIDTH = 16, 32, 32  # of what is tried for the same sums in any company
 
 
 def invariant_attention(

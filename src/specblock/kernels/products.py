@@ -19,7 +19,7 @@ Product = Callable[[Tensor], Tensor]
 
 DIRECT = "direct"
 _PACK_ROWS = 64  # the pack serves every row count; MKL packs best for a batch of about this size
-_TRIED_ROWS = (1, 2, 5, 16, 70)
+_TRIED_ROWS = (1, 2, 5, 16, 70)  # row counts on which a kernel is checked
 _TRIED_SHAPE = (96, 64)  # of a weight: out, in
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 # what PyTorch raises for a product that the build or the processor lacks

@@ -34,7 +34,7 @@ _COMPARED = (
     (17, 24, 31, 32),
     (33, 48, 64, 96, 128),
 )
-_REFERENCE_ROWS = 16
+_REFERENCE_ROWS = 16  # rows that exact routes are compared with
 
 _NAMES = tuple(KERNELS)
 

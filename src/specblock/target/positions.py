@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from specblock.target.architecture.structure import cache_argument, text_config
 
 _SWITCHING = ("dynamic", "longrope")
-_FAR = 1 << 30
+_FAR = 1 << 30  # positions: no limit was stated
 _log = logging.getLogger("specblock")
 
 

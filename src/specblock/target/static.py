@@ -25,7 +25,7 @@ from specblock.tree.draft_tree import DraftTree
 
 __all__ = ["ROWS", "StaticTarget"]
 
-ROWS = (1, 8, 16, 32, 64)
+ROWS = (1, 8, 16, 32, 64)  # of a forward; smaller trees are filled up
 _SMALLEST = 1024  # positions of the cache; larger ones double
 
 

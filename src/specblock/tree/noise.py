@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_SHIFTS = (30, 27, 31)
+_MASK = (1 << 64) - 1  # 64-bit words
+_GOLDEN = 0x9E3779B97F4A7C15  # of SplitMix64: 2^64 by the golden ratio
+_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
+_SHIFTS = (30, 27, 31)  # of SplitMix64: Steele, Lea and Flood, 2014
 
 
 def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:

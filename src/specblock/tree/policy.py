@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-GIVE_UP_CLASS = 3
+GIVE_UP_CLASS = 3  # of the rank head: the target's token is not among the first ten
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ BAD_LOGITS = (
     "The target's logits hold NaN or infinity, or no possible token; try dtype float32 and check "
     "the model's weights, the penalties and the logits processors."
 )
-_MASK = (1 << 64) - 1
+_MASK = (1 << 64) - 1  # 64-bit words
 
 # ids [1, n] of prompt and generated tokens, scores float32 [1, V] -> scores [1, V]: what
 # transformers calls a LogitsProcessor. It may keep a state and may change its scores in place.

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 _DESIGN_EFFECT = 2.0
 _EARLIEST = 24  # rounds; before that nothing is judged
 _INTERIM = 1.3  # looking again and again finds a drop by chance: thresholds are wider until the end
-_KEEP = 0.998
+_KEEP = 0.998  # of what is usual, with every round: some 500 rounds are remembered
 
 
 @dataclass

@@ -26,7 +26,7 @@ from specblock.drafters.specblock.network import RANK_TOP, SpecBlockModel
 from specblock.steps import Steps, drained
 from specblock.training.evaluate.evaluator import make_batch
 
-WIDTH = 3
+WIDTH = 3  # tokens that count as drafted in a slot
 _TOGETHER = 8  # records of a forward, where nobody waits for it
 _PRIOR_GAIN = 0.05  # standard deviation of true gains: what a noisy measurement is shrunk by
 

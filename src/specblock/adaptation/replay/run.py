@@ -23,7 +23,7 @@ from specblock.errors import ConfigError
 
 __all__ = ["compare_policies"]
 
-_WARM_UP_TOKENS = 16
+_WARM_UP_TOKENS = 16  # decoded and forgotten by each contender first
 _Progress = Callable[[int, int, dict[str, Any]], None]
 
 

@@ -28,7 +28,7 @@ from specblock.drafters.proposing.together import Drafting, alone
 from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 
-_PREFILL_CHUNK = 256
+_PREFILL_CHUNK = 256  # pairs of a prompt in one forward
 
 
 @dataclass(frozen=True)

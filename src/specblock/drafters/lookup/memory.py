@@ -32,7 +32,8 @@ TOKEN_BYTES = 4 + SIZE
 # these values on it is of the first class, the second, the third. Worse ones than LEAST are left
 # out. What follows such matches, and what a step further makes of it: docs/experiments.md, 33.
 CLASS_MATCHES = (1.06, 0.93, 0.75)
-LEAST_MATCH = 0.5
+LEAST_MATCH = 0.5  # similarity of states, at most 1
+# similarity for every token before that also matches; at most so many count
 PER_TOKEN, MOST_TOKENS = 0.02, 8
 _SHARPNESS = 10.0  # of the weights by which continuations vote
 _NEWEST = 1024  # occurrences that are compared

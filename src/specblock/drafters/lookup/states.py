@@ -15,7 +15,7 @@ from torch import Tensor
 SIZE = 128  # bytes of a key
 LEAST = 32  # states that tell what states look like
 _SCALE = 256.0  # of unit length over 128 dimensions nearly all are below 127 / 256
-_SEED = 20_260_507
+_SEED = 20_260_507  # of the random matrix; states saved depend on it
 
 
 class StateKeys:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_WORD = (1 << 64) - 1
+_WORD = (1 << 64) - 1  # 64-bit words
 
 
 def mixed_seed(*parts: int) -> int:

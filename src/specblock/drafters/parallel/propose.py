@@ -24,7 +24,7 @@ from specblock.drafters.shortlist import best_logits
 from specblock.target.masks import additive
 from specblock.tree.draft_tree import DraftTree
 
-_PREFILL_CHUNK = 256
+_PREFILL_CHUNK = 256  # pairs of a prompt in one forward
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from specblock.drafters.specblock.config import SpecBlockConfig
 from specblock.drafters.specblock.layers import DraftLayer, InputLayer, RMSNorm, Rotary
 
-RANK_FEATURES = 15
+RANK_FEATURES = 15  # inputs of the rank head beside the state
 RANK_TOP = 20  # draft logits that enter the rank head's normalisation
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

@@ -37,7 +37,7 @@ from specblock.tree.growth import (
     starters,
 )
 
-_PREFILL_CHUNK = 256
+_PREFILL_CHUNK = 256  # pairs of a prompt in one forward
 
 
 @dataclass(frozen=True)

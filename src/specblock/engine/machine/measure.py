@@ -18,12 +18,12 @@ from specblock.kernels.deadline import Deadline, OutOfTimeError
 from specblock.target.model import Target
 from specblock.tree.draft_tree import DraftTree
 
-TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+TARGET_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)  # nodes of a verified tree
 FEW_ROWS = (1, 2, 4, 8, 16, 32, 64)  # where there is a limit of time
-DRAFT_PAIRS = (1, 2, 4, 8)
-DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)
+DRAFT_PAIRS = (1, 2, 4, 8)  # new pairs of a first block
+DRAFT_LEAVES = (1, 2, 4, 8, 16, 28)  # rows of a next block
 _CONTEXT = 256  # positions in the caches while measuring
-_TURNS = 12
+_TURNS = 12  # times that every size is timed
 _TOGETHER, _SHORT, _FEW = 4, 32, 5  # texts in one call, their positions, and calls that are timed
 _LEAST_SIZES = 3  # from which a table can be continued
 _CHANGES = 0.5  # of the trees follow a plain step, the others a tree

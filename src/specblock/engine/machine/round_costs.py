@@ -17,7 +17,7 @@ from specblock.tree.draft_tree import DraftTree
 from specblock.tree.sampling import SamplingParams
 
 PLAIN, FIRST, ALL = range(3)  # rounds: without the drafter, of its first call, of all its calls
-_NODES, _LEAVES, _GROUP, _TURNS = 8, 2, 6, 5
+_NODES, _LEAVES, _GROUP, _TURNS = 8, 2, 6, 5  # of a tree; rounds in a group; groups of a kind
 _LEAST, _MOST = 0.5, 2.0  # times what a later call took alone; beyond that something was amiss
 
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from specblock.target.model import Target
 
-_ROWS, _TURNS = 16, 3
-_SHAPE = (1024, 1024)
+_ROWS, _TURNS = 16, 3  # rows, and times that it is timed
+_SHAPE = (1024, 1024)  # of the weight that is timed
 _HOPELESS = 4.0  # times as slow as the best: nobody would want that
 _CHOICES = (torch.float32, torch.bfloat16)
 _log = logging.getLogger("specblock")

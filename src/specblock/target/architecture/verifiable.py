@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _ADVICE = "SpecBlock does not speed it up today; docs/models.md lists the families that it does"
 _PLAIN = {FULL, SLIDING, "attention", "global"}
-_PROMPT = [3, 5, 4, 7, 6, 9]
+_PROMPT = [3, 5, 4, 7, 6, 9]  # token ids that a forward is tried on
 # no path's tokens lie side by side, so that a place in the forward is nowhere a position
 _PARENTS = [-1, 0, 0, 1, 2, 2, 3, 4, 6, 7]
 _TOLERANCES = {torch.float32: 1e-3}  # of the logits' spread; a few times what rounding does
-_HALF = 0.1
+_HALF = 0.1  # the same for 16-bit dtypes
 
 
 def check_verifiable(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "specblock-manifest.json"
 FORMAT = 1  # raised when the conversion changes, so that older folders are converted again
-LOCK_SECONDS = 600
+LOCK_SECONDS = 600  # that another conversion of the same file is waited for
 
 
 @dataclass(frozen=True)
