@@ -135,7 +135,7 @@ def command_of(comm):
 
 
 def waited(condition):
-    deadline = time.monotonic() + 9
+    deadline = time.monotonic() + 60  # a machine may be busy: usually five seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
