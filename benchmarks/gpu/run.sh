@@ -11,6 +11,7 @@ path="src"
 # nothing is installed: wheels that were carried along are unpacked once
 if [ -n "${WHEELS:-}" ]; then
     for wheel in "$WHEELS"/*.whl; do
+        [ -e "$wheel" ] || { echo "run.sh: there are no wheels in $WHEELS" >&2; exit 2; }
         stamp="build/gpu-site/.$(basename "$wheel")"
         [ -e "$stamp" ] && continue
         mkdir -p build/gpu-site

@@ -59,12 +59,14 @@ class Recording(Generic[T]):
     def _record(self) -> None:
         device = self._recorder.device
         side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
+        own = torch.cuda.current_stream(device)
+        side.wait_stream(own)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
                 self._compute()
-        torch.cuda.current_stream(device).wait_stream(side)
+        own.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # a capture that fails leaves its own stream behind as the current one
+        with torch.cuda.stream(own), torch.cuda.graph(graph):
             self._result = self._compute()
         self._graph = graph

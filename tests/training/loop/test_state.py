@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from importlib import metadata
 
 import pytest
 import torch
@@ -154,3 +155,14 @@ def test_answers_of_another_target_are_refused(begun):
         regenerate(another_target(), prompts(12), out, frozenset(), config)
     assert out.read_bytes() == before
     assert regenerate(make_target("llama"), prompts(12), out, frozenset(), config) == 3
+
+
+def test_a_checkout_that_is_not_installed_trains_too(tmp_path, monkeypatch):
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    write_answers(tmp_path / "answers.jsonl")
+    train(tmp_path)
+    assert newest_state(tmp_path / "drafter" / "training", print)[1].version is None

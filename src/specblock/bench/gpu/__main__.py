@@ -16,22 +16,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu/run.sh")
     parser.add_argument("what", choices=("rehearse", "run", "stage"))
     parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; all if left out")
-    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="JSON, logs, weights")
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/gpu-work"), help="what may be lost"
-    )
+    parser.add_argument("--out", type=Path, help="JSON, logs, weights; build/gpu, build/rehearsal")
+    parser.add_argument("--work", type=Path, help="what may be lost; beside --out")
     parser.add_argument("--answers", type=Path, help="to train on, of `specblock regenerate`")
     parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    # a rehearsal's figures and weights are never taken for a run's
+    out = asked.out or Path("build", "rehearsal" if asked.what == "rehearse" else "gpu")
+    work = asked.work or out.with_name(f"{out.name}-work")
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING, stream=sys.stdout)
     logging.getLogger("specblock").setLevel(logging.INFO)
     try:
         if asked.what == "stage":
             (name,) = asked.stages
-            run_stage(name, asked.out, asked.work, rehearse=asked.rehearse, answers=asked.answers)
+            run_stage(name, out, work, rehearse=asked.rehearse, answers=asked.answers)
             return 0
         became = run_stages(
-            asked.stages, asked.out, asked.work, rehearse=asked.what == "rehearse",
+            asked.stages, out, work, rehearse=asked.what == "rehearse",
             answers=asked.answers,
         )  # fmt: skip
     except SpecBlockError as error:

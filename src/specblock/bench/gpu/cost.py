@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -153,5 +154,6 @@ def _wait(device: torch.device) -> None:
 
 
 def _forget() -> None:
+    gc.collect()  # an error that was kept holds its frames, and they a whole model
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -11,15 +11,18 @@ from specblock.bench.gpu.record import Record
 from specblock.bench.gpu.scale import Scale
 from specblock.bench.gpu.subject import PROMPTS, subject
 from specblock.bench.load.run import measure
+from specblock.bench.measure.compiled import CompiledTarget
 from specblock.bench.measure.contender import Contender
 from specblock.bench.measure.field import Field, assemble_field
 from specblock.bench.measure.meter import MeteredDrafter
+from specblock.bench.measure.methods import COMPILED
 from specblock.bench.measure.profile import profile_rounds
 from specblock.bench.runner import run
 from specblock.config import GenerationConfig
 from specblock.drafters.base import FixedBudget
 from specblock.drafters.static.drafter import StaticDrafter
 from specblock.engine.speculator import Speculator
+from specblock.own import Own
 from specblock.target.static import StaticTarget
 
 __all__ = ["bench", "profile"]
@@ -31,14 +34,21 @@ CAPTURED = ("plain", "eagle3", "specblock-paper")  # also with captured forwards
 def bench(scale: Scale, record: Record, work: Path) -> None:
     """One request at a time, then several clients."""
     own = subject(scale, work)
-    field = assemble_field(own.network, own.tokenizer, scale.methods, own.folders, exact=False)
+    methods = [name for name in scale.methods if name != COMPILED]
+    field = assemble_field(own.network, own.tokenizer, methods, own.folders, exact=False)
     record.item("one request", partial(one_request, field, scale, record.folder))
     record.item("clients", partial(clients, field, scale, record.folder))
 
 
 def one_request(field: Field, scale: Scale, folder: Path) -> dict[str, Any]:
     """All methods in turns; the report is a file for ``specblock report``."""
-    contenders = {**field.contenders, **captured(field)}
+    contenders, left_out = {**field.contenders, **captured(field)}, {}
+    if COMPILED in scale.methods:
+        # a machine without a compiler, or one that fails, must not cost the others' figures
+        with Own() as compiling:
+            contenders[COMPILED] = compiled(field)
+        if compiling.error is not None:
+            left_out[COMPILED] = str(compiling.error)
     config = GenerationConfig(max_new_tokens=scale.new_tokens)
     report = run(
         field.judge,
@@ -52,7 +62,17 @@ def one_request(field: Field, scale: Scale, folder: Path) -> dict[str, Any]:
     keys = ("tokens_per_second", "accepted_length", "speedup", "identical_answers", "answers")
     found = {name: {key: own[key] for key in keys} for name, own in report["methods"].items()}
     graphs = contenders["plain, captured"].speculator.target.recorder.captures
-    return {"methods": found, "divergences": len(report["divergences"]), "captured": graphs}
+    differing = len(report["divergences"])
+    return {
+        "methods": found, "divergences": differing, "captured": graphs, "left_out": left_out,
+    }  # fmt: skip
+
+
+def compiled(field: Field) -> Contender:
+    """Plain decoding, its step compiled."""
+    plain = field.judge.target
+    target = CompiledTarget(plain.model, plain.exact, field.measured.routes)
+    return Contender(Speculator(target, field.judge.tokenizer))
 
 
 def captured(field: Field) -> dict[str, Contender]:

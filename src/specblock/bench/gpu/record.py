@@ -7,10 +7,12 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from specblock.bench.environment import describe_environment
+from specblock.errors import ConfigError
 from specblock.own import Own
 from specblock.storage import write_atomically
 
@@ -25,20 +27,32 @@ class Record:
     Attributes:
         items: by name what was found, ``{"failed": ...}`` for what raised.
         lost: what raised in an earlier run; it has another try.
+        complete: every item had its turn, now or in an earlier run.
+
+    Raises :class:`ConfigError` where the file is of the rehearsal and this is none, or the reverse.
     """
 
-    def __init__(self, stage: str, folder: Path):
+    def __init__(self, stage: str, folder: Path, *, rehearsal: bool = False):
         self.stage, self.folder, self.path = stage, folder, folder / f"{stage}.json"
         self.items: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
-        self.complete, self.lost = False, list[str]()
+        self.rehearsal, self.complete, self.lost = rehearsal, False, list[str]()
         if self.path.exists():
             before = json.loads(self.path.read_text(encoding="utf-8"))
+            if before.get("rehearsal", rehearsal) != rehearsal:
+                raise ConfigError(
+                    f"{self.path} is of {'a run' if rehearsal else 'a rehearsal'}: name another "
+                    "folder with --out."
+                )
+            self.complete = before["complete"]
             failed = [name for name, item in before["items"].items() if "failed" in item]
             self.lost = failed
             self.items = {n: i for n, i in before["items"].items() if n not in failed}
             self.seconds = {n: s for n, s in before["seconds"].items() if n not in failed}
-        self._environment = describe_environment()
+
+    @cached_property
+    def _environment(self) -> dict[str, Any]:
+        return describe_environment()
 
     def item(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``work`` finds, unless it was found before; what it raises is kept, and the stage
@@ -69,6 +83,7 @@ class Record:
     def save(self) -> None:
         document = {
             "stage": self.stage,
+            "rehearsal": self.rehearsal,
             "complete": self.complete,
             "environment": self._environment,
             "seconds": self.seconds,

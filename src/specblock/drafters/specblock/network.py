@@ -101,7 +101,8 @@ def rank_features(logits: Tensor) -> Tensor:
 def rank_features_of_top(top: Tensor) -> Tensor:
     """:func:`rank_features` of logits already sorted, best first ``[..., 20]``."""
     log_probs = top - top.logsumexp(-1, keepdim=True)
-    gaps = top[..., :1] - top[..., [1, 2, 4]]
+    # slices, not a list of indices: on a GPU that is a copy from the host, which no graph records
+    gaps = top[..., :1] - torch.cat((top[..., 1:3], top[..., 4:5]), dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1, keepdim=True)
     return torch.cat((log_probs[..., :10], gaps, log_probs[..., :1].exp(), entropy), dim=-1)
 

@@ -43,9 +43,12 @@ class TrainingState(Stored):
     version: str | None = None
 
 
-def version() -> str:
-    """Of SpecBlock."""
-    return metadata.version("specblock")
+def version() -> str | None:
+    """Of SpecBlock; None in a checkout that is not installed."""
+    try:
+        return metadata.version("specblock")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def origin_of(
