@@ -64,6 +64,15 @@ def test_the_tables_of_a_stream(tmp_path):
         read_report(lacking)
 
 
+def test_the_tables_of_a_playback_say_so_and_when_requests_were_answered():
+    text = markdown(read_report(COMMITTED.with_name("playback-360-day0-float32.json")))
+    assert "A playback: seconds of decoding are the cost table's" in text
+    assert "new tokens" not in text
+    stored = json.loads(COMMITTED.with_name("playback-360-day0-float32.json").read_text())
+    day0 = stored["loads"]["0.4"]["day0 at 0.4"]
+    assert f"| 0.4 | day0 at 0.4 | {day0['mean']:.2f} | {day0['p95']:.2f} |" in text
+
+
 def test_the_committed_figures_follow_from_their_rows():
     report = read_report(COMMITTED)
     stored = json.loads(COMMITTED.read_text())

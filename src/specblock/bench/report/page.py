@@ -97,7 +97,7 @@ def _divergences(report: Mapping[str, Any]) -> str:
 
 
 def _facts(report: Mapping[str, Any]) -> str:
-    facts = {**report["environment"], **report["settings"]["generation"]}
+    facts = {**report["environment"], **(report["settings"]["generation"] or {})}
     rows = [[name, str(value)] for name, value in facts.items() if value is not None]
     return _table([["", ""], *rows], "words")
 

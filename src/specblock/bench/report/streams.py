@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specblock.adaptation.replay.report import NEVER, Row, report_of
+from specblock.adaptation.replay.stream import Plan
 from specblock.bench.report.tables import Table, number, table
 
 __all__ = ["is_stream", "read_stream", "stream_markdown"]
@@ -20,12 +21,15 @@ def read_stream(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report with its figures from its rows; raises KeyError or TypeError if it is none."""
     rows = [Row(**row) for row in report["rows"]]
     names, settings = list(report["policies"]), report["settings"]
-    return report_of(rows, names, settings, report["environment"])
+    plan = Plan(settings["policies"], settings.get("loads", ()), settings.get("seed", 0))
+    return report_of(rows, names, settings, report["environment"], plan.arrivals(rows))
 
 
 def stream_markdown(report: Mapping[str, Any]) -> str:
     """The tables of a report with what they were measured on."""
     parts = [_measured_on(report), table(_policies(report))]
+    if report.get("loads"):
+        parts += ["Seconds from the arrival of a request to its answer:", table(_answered(report))]
     if len(report["tasks"]) > 1 and NEVER in report["policies"]:
         parts += ["Tokens/s by domain, and what that is over `never`:", table(_tasks(report))]
     if "poison" in report:
@@ -55,6 +59,14 @@ def _policies(report: Mapping[str, Any]) -> Table:
     return rows
 
 
+def _answered(report: Mapping[str, Any]) -> Table:
+    rows = [["load", "policy", "mean", "95th percentile"]]
+    for load, policies in report["loads"].items():
+        for name, found in policies.items():
+            rows.append([str(load), name, number(found["mean"], 2), number(found["p95"], 2)])
+    return rows
+
+
 def _tasks(report: Mapping[str, Any]) -> Table:
     rows = [["domain", *report["policies"]]]
     for task, policies in report["tasks"].items():
@@ -81,10 +93,13 @@ def _measured_on(report: Mapping[str, Any]) -> str:
     found, generation = report["environment"], report["settings"]["generation"]
     requests = len(report["settings"]["requests"])
     commit = f", commit {found['commit']}" if found.get("commit") else ""
+    answers, seconds = "answers known", "A playback: seconds of decoding are the cost table's"
+    if generation is not None:
+        limits = f"at most {generation['max_new_tokens']} new tokens"
+        answers = f"temperature {generation['temperature']:g}, {limits}"
+        seconds = "From prompt to answer"
     return (
         f"{found.get('model')}, {found.get('dtype')}, {found.get('cpu')}, {found.get('threads')} "
-        f"threads; {requests} requests in order, temperature {generation['temperature']:g}, at "
-        f"most {generation['max_new_tokens']} new tokens; {str(found.get('date', ''))[:10]}"
-        f"{commit}. "
-        "From prompt to answer, updates inside the clock."
+        f"threads; {requests} requests in order, {answers}; {str(found.get('date', ''))[:10]}"
+        f"{commit}. {seconds}, updates inside the clock."
     )
