@@ -17,7 +17,7 @@ def attempt(waiting):
     """An update of everything whose every step is asked whether somebody waits, and its steps."""
     torch.manual_seed(0)
     runner = Runner(Learner(live_model(), config(where="idle", heads_lr=2e-2, layers_lr=5e-3)))
-    runner.start(learnable_job(FULL))
+    runner.start(learnable_job(FULL, steps=6))
     steps = 1
     while runner.work(waiting):
         steps += 1
