@@ -72,6 +72,6 @@ class AdaptationConfig(StrictConfig):
 
     @property
     def step_records(self) -> int | None:
-        """Most records of one step of an update, for whose rest a request waits; None: as many as
-        are quickest."""
+        """Most records of one step of an update, which is lost where a request comes; None: as many
+        as are quickest."""
         return 1 if self.where == IDLE else None

@@ -47,7 +47,7 @@ class Clock:
     def answer(self, arrival: float, delay: float, seconds: float) -> float:
         """A request that came is answered; the seconds that it took from its arrival on.
 
-        ``delay``: that it waited for the rest of a step of learning.
+        ``delay``: that it waited until a step of learning made room.
         """
         self.free = max(self.free, arrival) + delay + seconds
         return self.free - arrival

@@ -23,7 +23,7 @@ class Row:
     ``seconds``: from prompt to answer, and until everything was done that was done at once.
     ``identical``: the same tokens as under the first policy. ``events``: what the adaptation logged
     meanwhile. In the gap before it ``learned`` seconds of steps were taken, and it waited ``delay``
-    seconds for the rest of one.
+    seconds until one made room.
     """
 
     index: int

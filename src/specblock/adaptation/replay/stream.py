@@ -153,7 +153,7 @@ class _Day:
         return row, answered.token_ids
 
     def _learn_until(self, arrival: float) -> tuple[float, float]:
-        """Seconds that the request had to wait for the rest of a step, and those of all steps."""
+        """Seconds that the request waited until a step made room, and those of all steps."""
         gap, more = self._clock.gap(arrival), True
         if not gap:
             return 0.0, 0.0
