@@ -1,19 +1,14 @@
 """Every tuned number says what it counts, and docs/constants.md is what the source says."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.tool import ROOT
+from tests.tool import tool as load
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("constants", ROOT / "tools" / "constants.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("constants")
 
 
 def test_every_constant_says_what_it_is(tool):

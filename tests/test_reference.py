@@ -1,20 +1,15 @@
 """The API reference is built without a warning, and no link in it is dead (``make docs``)."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.tool import tool
+
 pytest.importorskip("pdoc", reason="pdoc is not installed: pip install 'specblock[docs]'")
 
 
 @pytest.fixture(scope="module")
 def reference():
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tool("reference")
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ PATIENCE, MOST_PATIENCE = 32, 512  # forwards until the full number is tried aga
 # threads must be quicker than one. Idle 0.50 to 0.73, beside one busy process 0.92 and more
 # (docs/experiments.md, 41).
 _NUMBERS, _PASSES = 200_000, 400
-# times the seconds of one thread: what two threads take less than, the machine is ours
+# times the seconds of one thread: where all threads take less, nobody else is at work
 ALL_OURS = 0.85
 
 
