@@ -109,16 +109,6 @@ def test_logits_without_a_possible_token_name_the_conversation(tmp_path):
         regenerate(model, prompts(1), tmp_path / "a", ENDS, GREEDY)
 
 
-def test_the_draft_vocabulary_is_the_most_frequent_tokens(tmp_path):
-    counts = torch.tensor([0, 5, 0, 7, 5, 0])
-    d2t, t2d, coverage = draft_vocabulary(counts, 3)
-    assert (torch.arange(3) + d2t).tolist() == [1, 3, 4] == t2d.nonzero().flatten().tolist()
-    assert coverage == 1.0
-    d2t, t2d, coverage = draft_vocabulary(counts, 2)
-    assert t2d.nonzero().flatten().tolist() == [1, 3]  # a tie goes to the lower id
-    assert coverage == pytest.approx(12 / 17)
-
-
 @pytest.fixture(scope="module")
 def answer_file(tmp_path_factory):
     out = tmp_path_factory.mktemp("answers") / "answers.jsonl"

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 from tests.engine.test_speculator import make_tokenizer
 
 from specblock.errors import SpecBlockError
-from specblock.training.data.answers import Answer, read_answers, split_held_out
+from specblock.training.data.answers import Answer, draft_vocabulary, read_answers, split_held_out
 from specblock.training.data.prompts import read_prompts
 
 
@@ -77,3 +78,13 @@ def test_broken_prompt_files_name_the_line(tmp_path):
     )
     kept = read_prompts(path, make_tokenizer(), limit=None, max_tokens=9)
     assert [prompt.id for prompt in kept] == ["2"]
+
+
+def test_the_draft_vocabulary_is_the_most_frequent_tokens():
+    counts = torch.tensor([0, 5, 0, 7, 5, 0])
+    d2t, t2d, coverage = draft_vocabulary(counts, 3)
+    assert (torch.arange(3) + d2t).tolist() == [1, 3, 4] == t2d.nonzero().flatten().tolist()
+    assert coverage == 1.0
+    d2t, t2d, coverage = draft_vocabulary(counts, 2)
+    assert t2d.nonzero().flatten().tolist() == [1, 3]  # a tie goes to the lower id
+    assert coverage == pytest.approx(12 / 17)
